@@ -1,0 +1,339 @@
+"""One run as pydantic models: YAML in, `--set a.b=c` on top, every error names the key and what is valid."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dpsw_ray.errors import UserError
+
+__all__ = [
+    "ClusterConfig",
+    "DataConfig",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "FlowConfig",
+    "PathsConfig",
+    "PrivacyConfig",
+    "ReleaseConfig",
+    "RunConfig",
+    "TrackingConfig",
+    "load_config",
+]
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` (no dot) as text; people write it all the time, so take it as the number it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _step_size(value: Any) -> Any:
+    value = _number(value)
+    if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"must be a positive number or auto, found {value}")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+
+class PathsConfig(_Section):
+    """Where things live. Relative paths are taken from the folder the command runs in."""
+
+    home: Path | None = Field(None, description="data sets, private latents, encoder cache")
+    ledger: Path | None = Field(None, description="the privacy ledger, one per machine or cluster")
+
+
+class DataConfig(_Section):
+    """Which records, and how they are divided."""
+
+    source: Literal["digits", "fashion_mnist", "mnist", "celeba", "table"] = "digits"
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", description="the data set's name in the ledger")
+    path: Path | None = Field(None, description="folder or file of the source, where it is not the usual one")
+    download: bool = Field(True, description="let torchvision fetch the source where it is not on this machine")
+    label: str | None = Field(None, description="table: the label column; CelebA: the attribute used as label")
+    columns: list[str] | None = Field(None, description="table: the numeric columns; default all but the label")
+    bounds: dict[str, tuple[Real, Real]] | None = Field(None, description="table: public bounds by column")
+    classes: list[str] | None = Field(None, description="public class list; default: the public part's labels")
+    public_fraction: Real = Field(0.5, gt=0.0, lt=1.0)
+    test_fraction: Real = Field(0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own")
+    split_seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.source == "table" and self.path is None:
+            raise ValueError("path is needed for source: table (a .parquet, .arrow or .feather file)")
+        if self.source != "table" and (self.columns is not None or self.bounds is not None):
+            raise ValueError("columns and bounds belong to source: table")
+        if self.bounds is not None:
+            for column, (low, high) in self.bounds.items():
+                if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                    raise ValueError(f"bounds.{column} must be [low, high] with low < high, found [{low}, {high}]")
+        if self.source in ("digits", "table") and self.public_fraction + self.test_fraction >= 1.0:
+            raise ValueError(
+                f"public_fraction + test_fraction must stay below 1 (found {self.public_fraction} + "
+                f"{self.test_fraction}), or no private record is left"
+            )
+        return self
+
+    @property
+    def account(self) -> str:
+        """The data set's name: its folder under the home and its entry in the ledger."""
+        if self.name is not None:
+            return self.name
+        if self.source == "table":
+            assert self.path is not None
+            return "".join(c if c.isalnum() or c in "._-" else "_" for c in self.path.stem)
+        return self.source
+
+
+class EncoderConfig(_Section):
+    """Records to latents in the unit ball and back; trained on the public part only."""
+
+    kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity"] = "conv"
+    latent_dim: int = Field(8, ge=2, le=4096)
+    sphere: bool = Field(True, description="L2-normalise the latents onto the unit sphere")
+    loss: Literal["mse", "bce"] = "mse"
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(250, ge=2)
+    learning_rate: Real = Field(1e-3, gt=0.0)
+    holdout_fraction: Real = Field(0.1, gt=0.0, lt=0.9, description="public hold-out for early stopping")
+    patience: int = Field(5, ge=1, description="epochs without progress on the hold-out before stopping")
+
+
+class PrivacyConfig(_Section):
+    """What is promised."""
+
+    epsilon: Real = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
+    delta: Real = Field(1e-5, gt=0.0, lt=1.0)
+    relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
+    unit: Literal["record"] = "record"
+    noise_seed: int | None = Field(None, ge=0, description="reproducible noise: tests and papers, never publish")
+    research: bool = Field(False, description="charge a research account of its own, marked not publishable")
+    force_delta: bool = Field(False, description="accept delta >= 1/N")
+
+    @model_validator(mode="after")
+    def _check(self) -> PrivacyConfig:
+        if math.isnan(self.epsilon):
+            raise ValueError("epsilon must be a positive number, found nan")
+        return self
+
+    @property
+    def publishable(self) -> bool:
+        """False for noise-free or reproducible releases and for research accounts."""
+        return math.isfinite(self.epsilon) and self.noise_seed is None and not self.research
+
+
+class ReleaseConfig(_Section):
+    """What is released: smoothed sliced histograms."""
+
+    frames: int = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
+    bins: int = Field(32, ge=2, le=4096, description="cells per direction, the room for the tails included")
+    smoothing: Real = Field(1.0, ge=0.0, le=64.0, description="sigma, in bin widths")
+    class_conditional: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> ReleaseConfig:
+        margin = math.ceil(4 * self.smoothing)
+        if self.bins - 2 * margin < 2:
+            raise ValueError(
+                f"bins must exceed 2 * ceil(4 * smoothing) + 1 = {2 * margin + 1} to leave room for the tails, "
+                f"found bins {self.bins} with smoothing {self.smoothing}"
+            )
+        return self
+
+
+class FlowConfig(_Section):
+    """Post-processing: everything here is free of privacy cost."""
+
+    particles: int = Field(10_000, ge=1)
+    steps: int = Field(200, ge=1, description="at most; an early stop may end it before")
+    step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
+        "auto", description="h; auto: the full transport step h = d"
+    )
+    schedule: Literal["constant", "cosine", "inverse"] = "constant"
+    diffusion: Real = Field(0.0, ge=0.0, description="lambda of the Wiener term sqrt(2 lambda h) Z")
+    class_balance: Literal["released", "equal"] = Field("released", description="particles per class")
+    patience: int = Field(10, ge=1, description="steps without progress before the early stop")
+    tolerance: Real = Field(1e-3, ge=0.0, description="relative fall of the sliced distance that counts")
+    parallel: Literal["directions"] = "directions"
+    kernel: Literal["auto", "numba", "torch"] = "auto"
+
+
+class EvaluationConfig(_Section):
+    """What is measured. Everything but `research` reads public and test records only."""
+
+    enabled: bool = True
+    directions: int = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
+    images: int = Field(10_000, ge=1, description="at most this many samples go into image metrics")
+    research: bool = Field(False, description="also measure against private records: epsilon = infinity, kept apart")
+
+
+class ClusterConfig(_Section):
+    """Who does the work."""
+
+    executor: Literal["ray", "local"] = "ray"
+    actors: int = Field(2, ge=1)
+    cpus_per_actor: Real = Field(1.0, gt=0.0)
+    gpus_per_actor: Real = Field(0.0, ge=0.0)
+    address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local one")
+    timeout_s: Real = Field(60.0, gt=0.0, description="longest wait for the cluster's resources")
+
+
+class TrackingConfig(_Section):
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="default: SQLite beside the run's folder")
+    experiment: str = "dpsw_ray"
+
+
+class RunConfig(_Section):
+    """One run, whole."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    method: Literal["dpswflow-h"] = "dpswflow-h"
+    seed: int = Field(0, ge=0, description="public: encoder, directions, particles, Wiener noise")
+    data: DataConfig = Field(default_factory=DataConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    release: ReleaseConfig = Field(default_factory=ReleaseConfig)
+    flow: FlowConfig = Field(default_factory=FlowConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    paths: PathsConfig = Field(default_factory=PathsConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        image_encoder = self.encoder.kind not in ("mlp", "identity")
+        if self.data.source == "table" and image_encoder:
+            raise ValueError(f"encoder.kind must be identity or mlp for data.source: table, found {self.encoder.kind}")
+        if self.encoder.kind in ("dcgan64", "vgg64") and self.data.source not in ("celeba",):
+            raise ValueError(f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones")
+        return self
+
+    @property
+    def home(self) -> Path:
+        """Absolute folder of data sets, private latents and the encoder cache."""
+        chosen = self.paths.home or os.environ.get("DPSW_HOME") or platformdirs.user_data_dir("dpsw_ray")
+        return Path(chosen).expanduser().absolute()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Absolute path of the ledger, independent of the output folder."""
+        chosen = self.paths.ledger or os.environ.get("DPSW_LEDGER")
+        return Path(chosen).expanduser().absolute() if chosen else self.home / "ledger.sqlite"
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML that `load_config` reads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides.
+
+    Args:
+        path: a file, or the name of a config shipped with the package, such as `digits`.
+        overrides: strings `section.key=value`; values are read as YAML.
+
+    Raises:
+        UserError: one sentence per wrong key, with what was found and what would be right.
+    """
+    text, where = _read(Path(path))
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        at = f" line {line + 1}" if line is not None else ""
+        raise UserError(f"{where}{at} is not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}.") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold `key: value` lines, found a {type(values).__name__}.")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+
+
+def _read(path: Path) -> tuple[str, str]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a YAML config file was expected.")
+    if path.exists():
+        try:
+            return path.read_text(), str(path)
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not a text file, where a YAML config was expected.") from None
+    shipped = resources.files("dpsw_ray.configs")
+    names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
+    if str(path) in names or path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs"):
+        name = path.name.removesuffix(".yaml")
+        return (shipped / f"{name}.yaml").read_text(), f"{name}.yaml (shipped)"
+    raise UserError(f"Config file {path} does not exist; the shipped ones are: {', '.join(names)}.")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, sep, raw = override.partition("=")
+    if not sep or not key.strip():
+        raise UserError(f"--set takes key=value, such as privacy.epsilon=1, found {override!r}.")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: the value {raw!r} is not valid YAML.") from None
+    *sections, last = key.strip().split(".")
+    node = values
+    for section in sections:
+        child = node.setdefault(section, {})
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {key}: {section} is a single value, it has no key {last}.")
+        node = child
+    node[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    return " ".join(_sentence(dict(item), where) for item in error.errors())
+
+
+def _sentence(item: Mapping[str, Any], where: str) -> str:
+    location = [str(part) for part in item["loc"] if part not in ("constrained-str", "float", "literal['auto']")]
+    key = ".".join(location) or "the config"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key}; {_known_keys(location[:-1])}."
+    if item["type"] == "value_error":
+        problem = str(item["ctx"]["error"])
+        return f"{where}: {key}: {problem}." if location else f"{where}: {problem}."
+    message = str(item["msg"])
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}, found {item['input']!r}."
+
+
+def _known_keys(sections: list[str]) -> str:
+    model: type[BaseModel] = RunConfig
+    for section in sections:
+        field = model.model_fields.get(section)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    inside = f"{'.'.join(sections)} has" if sections else "a config has"
+    return f"{inside} {', '.join(model.model_fields)}"
