@@ -1,0 +1,1 @@
+"""The configs that ship with the package, as `dpsw_ray.configs`."""
