@@ -1,0 +1,72 @@
+"""The sources by their name in `data.source`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dpsw_ray.config import DataConfig
+from dpsw_ray.data.celeba import CelebaSource, find_celeba_folder
+from dpsw_ray.data.idx import IdxSource, find_idx_folder
+from dpsw_ray.data.records import Batch, RecordSchema, Source
+from dpsw_ray.data.table import TableSource
+from dpsw_ray.errors import UserError
+
+__all__ = ["DigitsSource", "open_source", "resolved_path"]
+
+
+class DigitsSource:
+    """Scikit-learn's handwritten digits: grey 8x8 images with values 0 to 16, shipped with the library."""
+
+    schema = RecordSchema("image", (8, 8, 1), value_range=(0, 16))
+    class_names = None
+    labelled = True
+    has_test = False
+    name = "digits"
+
+    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+        """Yields uint8 [n, 8, 8, 1] and labels; see `Source.batches`."""
+        assert part == "train", "digits has no test part of its own"
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        yield digits.images.astype(np.uint8)[..., None], [str(label) for label in digits.target.tolist()]
+
+
+def resolved_path(cfg: DataConfig) -> Path | None:
+    """`data.path` as an absolute path without links, None where it is not set."""
+    return cfg.path.expanduser().resolve() if cfg.path is not None else None
+
+
+def open_source(cfg: DataConfig, home: Path) -> Source:
+    """Opens the source that `cfg` names, without reading a record.
+
+    Args:
+        cfg: the `data` section.
+        home: where downloads are kept.
+
+    Raises:
+        UserError: the data set is missing or has another form, or a key does not apply to this source.
+    """
+    path = resolved_path(cfg)
+    if cfg.label is not None and cfg.source not in ("table", "celeba"):
+        raise UserError(
+            f"data.label is for the sources table and celeba; {cfg.source} has labels of its own."
+        )
+    match cfg.source:
+        case "digits":
+            if path is not None:
+                raise UserError(
+                    "data.path does not apply to the source digits, which comes with scikit-learn."
+                )
+            return DigitsSource()
+        case "mnist" | "fashion_mnist":
+            return IdxSource(cfg.source, find_idx_folder(cfg.source, path, home, download=cfg.download))
+        case "celeba":
+            return CelebaSource(find_celeba_folder(path, home), cfg.label)
+        case "table":
+            assert path is not None, "checked by DataConfig"
+            return TableSource(path, cfg.label, cfg.columns)

@@ -1,0 +1,458 @@
+"""The stored public/private/test split: made once, the same everywhere, disjoint, checked on every load.
+
+The rule. A record's *digest* is BLAKE2b of the bytes of its values (labels left out). Its number u, from 0 to
+below 1, is BLAKE2b of the digest under a key made of `data.split_seed`. A source with a test part of its own
+keeps it; of the rest, records whose digest is in that test part are dropped, `u < public_fraction` is public,
+what remains is private. A source without one: `u < test_fraction` is test, then `u < test_fraction +
+public_fraction` is public, the rest private.
+
+Why a hash and not a shuffle:
+
+* The part of a record depends on that record alone (and on the source's own, unprotected test part). Two data
+  sets that differ in a private record therefore have identical public and test parts, which is what lets
+  everything learned from the public part (encoder, class list) count as public. A shuffle would move *other*
+  records across the border when one is added, and the sizes of its parts would tell N.
+* Identical records always land in the same part, so a duplicate cannot be public and private at once; for the
+  same reason the label is left out of the digest. Duplicates inside one part are left where they are.
+* The digest is of little-endian bytes with one NaN and one zero, so every machine makes the same split, and
+  growing the data set later never moves a record that was there.
+
+What is private stays so: `private/` is made with mode 0700 and its files with 0600 from creation; the class
+list is `data.classes` or what the public part shows; labels outside it become -1 silently; no error quotes a
+record; and under `add_remove`, where N is private, neither the manifest nor anything returned
+holds the number of private records.
+
+    home/datasets/<account>/<key>/
+        dataset.json            the public manifest
+        public/  test/          records.arrow, digests.npy
+        private/                the same, readable by its owner only
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from dpsw_ray.config import DataConfig, PrivacyConfig
+from dpsw_ray.data.parts import DIGEST, DamagedPart, overlap, read_digests, read_part, write_part
+from dpsw_ray.data.records import Batch, Part, RecordSchema, Source
+from dpsw_ray.data.sources import open_source, resolved_path
+from dpsw_ray.errors import UserError
+from dpsw_ray.files import write_json
+
+__all__ = [
+    "Dataset",
+    "DatasetInfo",
+    "dataset_folder",
+    "import_dataset",
+    "open_dataset",
+    "read_info",
+    "record_digests",
+]
+
+MAX_CLASSES = 1000
+_FORMAT = 1
+_PARTS = ("public", "test", "private")
+_RELATIONS: tuple[str, ...] = get_args(PrivacyConfig.model_fields["relation"].annotation)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What everybody may know of a stored data set.
+
+    Attributes:
+        schema: the form of a record.
+        classes: the public class list, empty when there are no labels; labels are indices into it.
+        class_names: a nice name for each class, None where the source has none.
+        public_count: records in the public part.
+        test_count: records in the test part.
+        private_count: N, or None where it is private (`add_remove`).
+        folder: where the data set is stored.
+    """
+
+    schema: RecordSchema
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    public_count: int
+    test_count: int
+    private_count: int | None
+    folder: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """The info as JSON values; `private_count` is absent where N is private."""
+        counts = {"private_count": self.private_count} if self.private_count is not None else {}
+        return {
+            "schema": self.schema.to_dict(),
+            "classes": list(self.classes),
+            "class_names": list(self.class_names) if self.class_names is not None else None,
+            "public_count": self.public_count,
+            "test_count": self.test_count,
+            **counts,
+            "folder": str(self.folder),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetInfo:
+        """The inverse of `to_dict`; KeyError, TypeError or ValueError where `values` is something else."""
+        names, private = values["class_names"], values.get("private_count")
+        return cls(
+            schema=RecordSchema.from_dict(values["schema"]),
+            classes=tuple(str(label) for label in values["classes"]),
+            class_names=tuple(str(name) for name in names) if names is not None else None,
+            public_count=int(values["public_count"]),
+            test_count=int(values["test_count"]),
+            private_count=int(private) if private is not None else None,
+            folder=Path(values["folder"]),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A stored data set as the driver may see it: info, public and test part, never the private one."""
+
+    info: DatasetInfo
+
+    @property
+    def private_dir(self) -> Path:
+        """The private part's folder, to be handed to the private wing unopened."""
+        return self.info.folder / "private"
+
+    def public(self) -> Part:
+        """The public part, memory-mapped."""
+        return self._part("public")
+
+    def test(self) -> Part:
+        """The test part, memory-mapped; benchmark records, not protected."""
+        return self._part("test")
+
+    def _part(self, name: str) -> Part:
+        folder = self.info.folder
+        try:
+            digests = {part: read_digests(folder / part) for part in ("public", "test")}
+            part = read_part(folder / name, self.info.schema)
+        except DamagedPart:
+            raise _damaged(folder, "a file of its public or test part is missing or damaged") from None
+        if overlap(digests["public"], digests["test"]):
+            raise _damaged(folder, "its public and test parts have records in common")
+        if not len(digests[name]) == len(part) == getattr(self.info, f"{name}_count"):
+            raise _damaged(folder, f"its {name} part does not hold the number of records it should")
+        return part
+
+
+def dataset_folder(cfg: DataConfig, home: Path, relation: str) -> Path:
+    """Where the data set of `cfg` is stored: a folder per account and per set of keys that decide the split.
+
+    Whether N is private is one of those keys, so that a data set registered with a private N is never opened
+    through the manifest of one that tells it.
+
+    Raises:
+        UserError: the account's name cannot name a folder.
+    """
+    if relation not in _RELATIONS:
+        raise UserError(f"privacy.relation must be one of {', '.join(_RELATIONS)}, found {relation}.")
+    if not cfg.account.strip("."):
+        raise UserError(f"data.name must hold something besides dots, found {cfg.account}.")
+    path = resolved_path(cfg)
+    identity = {
+        "format": _FORMAT,
+        "source": cfg.source,
+        "path": str(path) if path is not None else None,
+        "label": cfg.label,
+        "columns": cfg.columns,
+        "classes": cfg.classes,
+        "public_fraction": cfg.public_fraction,
+        "test_fraction": cfg.test_fraction,
+        "split_seed": cfg.split_seed,
+        "private_count_hidden": relation == "add_remove",
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return home / "datasets" / cfg.account / key
+
+
+def open_dataset(cfg: DataConfig, home: Path, relation: str) -> Dataset | None:
+    """Opens a stored data set, or returns None where it has not been imported.
+
+    Raises:
+        UserError: the stored folder is damaged.
+    """
+    folder = dataset_folder(cfg, home, relation)
+    return Dataset(read_info(folder)) if (folder / "dataset.json").exists() else None
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """Reads the public manifest of a stored data set.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
+    try:
+        manifest = json.loads((folder / "dataset.json").read_text())
+        if manifest["format"] != _FORMAT:
+            raise ValueError("format")
+        counts = {f"{part}_count": count for part, count in manifest["counts"].items()}
+        return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(folder, "its dataset.json is missing or damaged") from None
+
+
+def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
+    """Makes and stores the split of a data set, once; afterwards only opens it.
+
+    Runs on the private side. Neither the result nor an exception holds a private statistic, but N where the
+    relation makes it public. The folder appears whole or not at all, also when several processes import it.
+
+    Args:
+        cfg: the `data` section.
+        home: the home folder, which must be a local or locking file system.
+        relation: the neighbouring relation the data set is registered under.
+
+    Returns:
+        The public info.
+
+    Raises:
+        UserError: the source is missing or damaged, or the config does not fit it.
+    """
+    folder = dataset_folder(cfg, home, relation)
+    if not (folder / "dataset.json").exists():
+        source = open_source(cfg, home)
+        if cfg.classes is not None:
+            _check_classes(cfg.classes, source)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / "dataset.json").exists():
+                if folder.exists():
+                    raise _damaged(folder, "its dataset.json is missing")
+                _build(source, cfg, folder, relation)
+    return read_info(folder)
+
+
+def record_digests(values: npt.NDArray[Any], schema: RecordSchema) -> npt.NDArray[np.bytes_]:
+    """The digests of records, S16 [n]: BLAKE2b over the little-endian bytes of values [n, *shape]."""
+    data, step = values.astype(schema.dtype, copy=False).tobytes(), schema.size * schema.dtype.itemsize
+    digests = (
+        hashlib.blake2b(data[i : i + step], digest_size=16).digest() for i in range(0, len(data), step)
+    )
+    return np.frombuffer(b"".join(digests), DIGEST)
+
+
+def _uniform(digests: npt.NDArray[np.bytes_], seed: int) -> npt.NDArray[np.float64]:
+    key = hashlib.blake2b(str(seed).encode(), digest_size=32, person=b"dpsw split").digest()
+    raw = digests.tobytes()  # whole digests: reading one element of the array would cut its trailing zeros
+    hashes = (
+        hashlib.blake2b(raw[i : i + 16], key=key, digest_size=8).digest() for i in range(0, len(raw), 16)
+    )
+    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class _Pending:
+    """A part while it is collected: values in a raw file on the private side, codes and digests in memory."""
+
+    def __init__(self, path: Path, schema: RecordSchema) -> None:
+        self.path, self.schema = path, schema
+        self.codes: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
+        self.digests: list[npt.NDArray[np.bytes_]] = [np.empty(0, DIGEST)]
+        self.file: IO[bytes] = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+    def append(
+        self, values: npt.NDArray[Any], codes: npt.NDArray[np.int32], digests: npt.NDArray[np.bytes_]
+    ) -> None:
+        self.file.write(np.ascontiguousarray(values, dtype=self.schema.dtype).data)
+        self.codes.append(codes)
+        self.digests.append(digests)
+
+    def store(self, folder: Path, lookup: npt.NDArray[np.int32], mode: int) -> npt.NDArray[np.bytes_]:
+        """Writes the part with its final labels, removes the raw file, returns the digests."""
+        self.file.close()
+        codes, digests = np.concatenate(self.codes), np.concatenate(self.digests)
+        shape = (len(codes), self.schema.size)
+        values: npt.NDArray[Any] = (
+            np.memmap(self.path, self.schema.dtype, "r", shape=shape)
+            if len(codes)
+            else np.empty(shape, self.schema.dtype)
+        )
+        # code -1 (no label) takes the look-up table's last entry, which is -1
+        write_part(folder, values, lookup[codes], digests, mode=mode)
+        self.path.unlink()
+        return digests
+
+
+def _build(source: Source, cfg: DataConfig, folder: Path, relation: str) -> None:
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed: the lock is ours now
+    try:
+        private = aside / "private"
+        for path, mode in (
+            (aside, 0o755),
+            (aside / "public", 0o755),
+            (aside / "test", 0o755),
+            (private, 0o700),
+        ):
+            path.mkdir(mode=mode)
+        with contextlib.ExitStack() as files:
+            pending = {name: _Pending(private / f"{name}.raw", source.schema) for name in _PARTS}
+            for part in pending.values():
+                files.enter_context(part.file)
+            codes = _collect(source, cfg, pending)
+            seen = set(np.unique(np.concatenate(pending["public"].codes)).tolist())
+            found = [label for label, code in codes.items() if code in seen]
+            classes = _class_list(cfg, source, found) if source.labelled else ()
+            index = {label: i for i, label in enumerate(classes)}
+            lookup = np.array([*(index.get(label, -1) for label in codes), -1], np.int32)
+            digests = {
+                name: part.store(aside / name, lookup, 0o600 if name == "private" else 0o644)
+                for name, part in pending.items()
+            }
+        if not len(digests["public"]):
+            raise UserError(
+                f"{source.name} gives no public record: it is empty, its records have missing values, "
+                f"or it is too small for data.public_fraction {cfg.public_fraction}."
+            )
+        if relation != "add_remove" and not len(digests["private"]):
+            raise UserError(
+                f"{source.name} leaves no private record: it is too small for "
+                f"data.public_fraction {cfg.public_fraction}."
+            )
+        for i, name in enumerate(_PARTS):
+            for other in _PARTS[i + 1 :]:
+                assert not overlap(digests[name], digests[other]), f"{name} and {other} overlap"
+        counts = {
+            name: len(digests[name]) for name in _PARTS if name != "private" or relation != "add_remove"
+        }
+        write_json(aside / "dataset.json", _manifest(source, cfg, relation, classes, counts))
+        aside.rename(folder)
+        with _opened(folder.parent) as descriptor:
+            os.fsync(descriptor)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _collect(source: Source, cfg: DataConfig, pending: Mapping[str, _Pending]) -> dict[str, int]:
+    """Sends every record to its part, in one pass; returns the codes given to the raw labels, in order."""
+    codes: dict[str, int] = {}
+
+    def encode(labels: Sequence[str | None] | None, n: int) -> npt.NDArray[np.int32]:
+        if labels is None:
+            return np.full(n, -1, np.int32)
+        return np.array([-1 if x is None else codes.setdefault(x, len(codes)) for x in labels], np.int32)
+
+    def prepared(batch: Batch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
+        values, labels = batch
+        return values, encode(labels, len(values)), record_digests(values, source.schema)
+
+    taken = np.empty(0, DIGEST)
+    test_share = cfg.test_fraction
+    if source.has_test:
+        for batch in source.batches("test"):
+            pending["test"].append(*prepared(batch))
+        taken, test_share = np.unique(np.concatenate(pending["test"].digests)), 0.0
+    for batch in source.batches("train"):
+        values, labels, digests = prepared(batch)
+        u = _uniform(digests, cfg.split_seed)
+        keep = ~np.isin(digests, taken)
+        # rows with missing values are dropped here; on the private side they stay and become null records
+        whole = keep & np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        chosen = {
+            "test": whole & (u < test_share),
+            "public": whole & (u >= test_share) & (u < test_share + cfg.public_fraction),
+            "private": keep & (u >= test_share + cfg.public_fraction),
+        }
+        for name, rows in chosen.items():
+            pending[name].append(values[rows], labels[rows], digests[rows])
+    return codes
+
+
+def _class_list(cfg: DataConfig, source: Source, found: list[str]) -> tuple[str, ...]:
+    """`data.classes`, else the labels of the public part: by number where all are integers, else by text."""
+    if cfg.classes is not None:
+        if not set(cfg.classes) & set(found):
+            raise UserError(
+                f"data.classes has none of the labels in the public part of {source.name}; "
+                f"those are {_listed(sorted(found))}."
+            )
+        return tuple(cfg.classes)
+    if not found:
+        raise UserError(
+            f"The public part of {source.name} has no labels: set data.classes or leave data.label out."
+        )
+    if len(found) > MAX_CLASSES:
+        raise UserError(
+            f"The public part of {source.name} has {len(found)} different labels, more than {MAX_CLASSES}: "
+            "set data.label to a column with classes, or data.classes to those wanted."
+        )
+    numeric = all(re.fullmatch(r"-?[0-9]+", label) for label in found)
+    return tuple(sorted(found, key=(lambda label: (int(label), label)) if numeric else None))
+
+
+def _check_classes(classes: list[str], source: Source) -> None:
+    if not source.labelled:
+        raise UserError("data.classes needs labels: set data.label too.")
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"data.classes must list different labels, found {_listed(classes) or 'none'}.")
+
+
+def _listed(labels: Sequence[str], most: int = 20) -> str:
+    return ", ".join(labels[:most]) + (", …" if len(labels) > most else "")
+
+
+def _manifest(
+    source: Source, cfg: DataConfig, relation: str, classes: tuple[str, ...], counts: Mapping[str, int]
+) -> dict[str, Any]:
+    names = (
+        [source.class_names.get(label, label) for label in classes]
+        if source.class_names and classes
+        else None
+    )
+    path = resolved_path(cfg)
+    return {
+        "format": _FORMAT,
+        "source": cfg.source,
+        "path": str(path) if path is not None else None,
+        "relation": relation,
+        "schema": source.schema.to_dict(),
+        "classes": list(classes),
+        "class_names": names,
+        "counts": dict(counts),
+        "split": {
+            "rule": "digest = BLAKE2b-128(values); "
+            "u = 2^-53 * (BLAKE2b-64(digest, key = BLAKE2b-256(split_seed)) >> 11)",
+            "test": "the source's own" if source.has_test else f"u < {cfg.test_fraction}",
+            "public_fraction": cfg.public_fraction,
+            "test_fraction": None if source.has_test else cfg.test_fraction,
+            "split_seed": cfg.split_seed,
+        },
+    }
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"The stored data set {folder} is damaged: {what}; remove the folder and import it again."
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, which the system gives back when the process ends, however it ends."""
+    with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,456 @@
+"""Every source on small files, whole and broken."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dpsw_ray.config import DataConfig
+from dpsw_ray.data import idx as idx_module
+from dpsw_ray.data import import_dataset, open_dataset
+from dpsw_ray.data.celeba import CelebaSource
+from dpsw_ray.data.idx import FASHION_CLASSES, read_idx
+from dpsw_ray.data.table import TableSource
+from dpsw_ray.errors import UserError
+from dpsw_ray.private.records import open_private_records
+
+# --- IDX
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_mnist(folder: Path, *, zipped: bool = False, train: int = 40, test: int = 10) -> np.ndarray:
+    """Writes four small IDX files; the first training image is also the first test image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28), np.uint8)
+    labels = (np.arange(train + test) % 10).astype(np.uint8)
+    images[train] = images[0]
+    chosen = {"train": slice(0, train), "t10k": slice(train, None)}
+    for name, rows in chosen.items():
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            data = idx_bytes(array[rows])
+            path = folder / f"{name}-{kind}-ubyte{'.gz' if zipped else ''}"
+            path.write_bytes(gzip.compress(data) if zipped else data)
+    return images
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mnist_keeps_its_test_part_and_drops_its_duplicates(tmp_path: Path, zipped: bool) -> None:
+    images = write_mnist(tmp_path / "m", zipped=zipped)
+    cfg = DataConfig(source="mnist", path=tmp_path / "m")
+    info = import_dataset(cfg, tmp_path, "replace_one")
+    dataset = open_dataset(cfg, tmp_path, "replace_one")
+    assert dataset is not None and info.class_names is None
+    assert info.test_count == 10 and info.private_count is not None
+    assert info.public_count + info.private_count == 39
+    np.testing.assert_array_equal(dataset.test().values[..., 0], images[40:])
+    private = open_private_records(dataset.private_dir)
+    both = {row.tobytes() for part in (dataset.public(), private) for row in part.values}
+    assert both == {image.tobytes() for image in images[1:40]}
+
+
+def test_fashion_mnist_has_class_names(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "m" / "FashionMNIST" / "raw")
+    cfg = DataConfig(source="fashion_mnist", path=tmp_path / "m", classes=["1", "9"])
+    info = import_dataset(cfg, tmp_path, "replace_one")
+    assert info.class_names == ("Trouser", "Ankle boot")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "begins with nothing"),
+        (b"<htm", "begins with 3c68746d, where 1-dimensional unsigned bytes begin with 00000801"),
+        (idx_bytes(np.zeros((1, 1, 1), np.uint8)), "begins with 00000803"),
+        (idx_bytes(np.zeros(9, np.uint8))[:6], "truncated: it ends inside its header"),
+        (idx_bytes(np.zeros(9, np.uint8))[:-1], "truncated: it ends before the records its header announces"),
+        (idx_bytes(np.zeros(9, np.uint8)) + b"x", "goes on after the records"),
+        (gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-9], "truncated: its gzip data end too early"),
+        (gzip.compress(b"\0\0\x08\x01")[:10] + b"\xff" * 30, "corrupt: its gzip data cannot be decompressed"),
+        (gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-8] + b"\0" * 8, "corrupt: its gzip data cannot"),
+    ],
+)
+def test_a_broken_idx_file_is_named(tmp_path: Path, data: bytes, sentence: str) -> None:
+    path = tmp_path / "labels"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        list(read_idx(path, (), batch=4))
+    assert sentence in str(caught.value) and str(caught.value).startswith(str(path))
+
+
+def test_idx_comes_in_batches_and_checks_its_shape(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(idx_bytes(np.arange(20, dtype=np.uint8).reshape(5, 2, 2)))
+    assert [len(batch) for batch in read_idx(path, (2, 2), batch=2)] == [2, 2, 1]
+    with pytest.raises(UserError, match="holds records of 2x2, where 28x28 was expected"):
+        next(read_idx(path, (28, 28)))
+
+
+def test_idx_files_must_belong_together(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    cfg = DataConfig(source="mnist", path=tmp_path)
+    labels.write_bytes(idx_bytes(np.zeros(39, np.uint8)))
+    with pytest.raises(UserError, match="hold different numbers of records") as caught:
+        import_dataset(cfg, tmp_path / "home", "add_remove")
+    assert "39" not in str(caught.value).replace(str(tmp_path), "")
+    labels.write_bytes(idx_bytes(np.full(40, 11, np.uint8)))
+    with pytest.raises(UserError, match="labels outside 0 to 9"):
+        import_dataset(cfg, tmp_path / "home", "add_remove")
+
+
+def test_a_missing_idx_data_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx_module, "_SYSTEM", tmp_path / "system")
+    with pytest.raises(UserError, match=r"MNIST is neither in .* allow data\.download or set data\.path"):
+        import_dataset(DataConfig(source="mnist", download=False), tmp_path, "replace_one")
+    with pytest.raises(UserError, match=r"data\.path .*nowhere is not a folder"):
+        import_dataset(DataConfig(source="mnist", path=tmp_path / "nowhere"), tmp_path, "replace_one")
+    write_mnist(tmp_path / "part")
+    (tmp_path / "part" / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(UserError, match=r"data\.path .* lacks t10k-labels-idx1-ubyte"):
+        import_dataset(DataConfig(source="mnist", path=tmp_path / "part"), tmp_path, "replace_one")
+
+
+def test_a_download_is_used_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    monkeypatch.setattr(idx_module, "_SYSTEM", tmp_path / "system")
+    downloads = tmp_path / "downloads"
+
+    def broken(root: str, download: bool) -> None:
+        (Path(root) / "MNIST" / "raw").mkdir(parents=True)
+        (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"half")
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", broken)
+    with pytest.raises(UserError, match=r"the download failed: set data\.path to a folder with its four IDX"):
+        import_dataset(DataConfig(source="mnist"), tmp_path, "replace_one")
+    assert list(downloads.iterdir()) == []
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", _small_mnist)
+    assert import_dataset(DataConfig(source="mnist"), tmp_path, "replace_one").test_count == 10
+    assert [path.name for path in downloads.iterdir()] == ["mnist"]
+
+
+def _small_mnist(root: str, download: bool) -> None:
+    write_mnist(Path(root) / "MNIST" / "raw")
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/datasets/fashion-mnist").is_dir(),
+    reason="Debian's dataset-fashion-mnist is not installed in /usr/share/datasets/fashion-mnist",
+)
+def test_the_real_fashion_mnist(tmp_path: Path) -> None:
+    cfg = DataConfig(source="fashion_mnist", download=False)
+    info = import_dataset(cfg, tmp_path, "replace_one")
+    assert info.class_names == FASHION_CLASSES and info.test_count == 10_000
+    assert info.private_count is not None
+    assert info.public_count + info.private_count == 60_000, "no training image is in the test part"
+    assert abs(info.public_count - 30_000) < 1_000
+    dataset = open_dataset(cfg, tmp_path, "replace_one")
+    assert dataset is not None
+    assert dataset.public().values.shape == (info.public_count, 28, 28, 1)
+    counts = np.bincount(dataset.public().labels, minlength=10)
+    assert counts.min() > 2_800 and counts.max() < 3_200
+
+
+# --- CelebA
+
+
+def write_celeba(folder: Path, n: int = 24, *, partition: bool = True) -> None:
+    (folder / "img_align_celeba").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"{i + 1:06d}.jpg" for i in range(n)]
+    for name in names:
+        pixels = rng.integers(0, 256, (218, 178, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
+    lines = [f"{name}  {1 if i % 2 else -1} -1" for i, name in enumerate(names)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(n), "Male Smiling", *lines]) + "\n")
+    if partition:
+        lines = [f"{name} {2 if i >= n - 6 else i % 2}" for i, name in enumerate(names)]
+        (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_celeba_is_cropped_and_keeps_its_test_partition(tmp_path: Path) -> None:
+    write_celeba(tmp_path / "celeba")
+    cfg = DataConfig(source="celeba", path=tmp_path, label="Male")
+    info = import_dataset(cfg, tmp_path / "home", "replace_one")
+    assert info.schema.shape == (64, 64, 3) and info.test_count == 6 and info.private_count is not None
+    assert info.public_count + info.private_count == 18
+    assert info.classes == ("0", "1") and info.class_names == ("not Male", "Male")
+    dataset = open_dataset(cfg, tmp_path / "home", "replace_one")
+    assert dataset is not None and dataset.test().labels.tolist() == [0, 1] * 3
+
+
+def test_celeba_takes_the_middle_square(tmp_path: Path) -> None:
+    write_celeba(tmp_path, n=1, partition=False)
+    pixels = np.zeros((218, 178, 3), np.uint8)
+    pixels[20:198] = 255
+    Image.fromarray(pixels).save(tmp_path / "img_align_celeba" / "000001.jpg", quality=95)
+    ((values, labels),) = CelebaSource(tmp_path, None).batches("train")
+    assert values.shape == (1, 64, 64, 3) and values[:, 1:-1].min() > 240 and labels is None
+
+
+def test_celeba_without_partition_and_label(tmp_path: Path) -> None:
+    write_celeba(tmp_path / "downloads" / "celeba", partition=False)
+    info = import_dataset(DataConfig(source="celeba", test_fraction=0.3), tmp_path, "replace_one")
+    assert info.classes == () and info.private_count is not None
+    assert info.public_count + info.test_count + info.private_count == 24
+
+
+def _undecodable(folder: Path) -> None:
+    (folder / "img_align_celeba" / "000003.jpg").write_bytes(b"no image at all")
+
+
+def _cut_image(folder: Path) -> None:
+    path = folder / "img_align_celeba" / "000003.jpg"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _lost(folder: Path) -> None:
+    (folder / "img_align_celeba" / "000003.jpg").unlink()
+
+
+def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_undecodable, "holds an image that cannot be decoded"),
+        (_cut_image, "holds an image that cannot be decoded"),
+        (_lost, "lacks images that list_attr_celeba.txt lists"),
+        (
+            _edit("list_attr_celeba.txt", "24\n", "25\n"),
+            "does not hold as many images as its first line says",
+        ),
+        (_edit("list_attr_celeba.txt", "000003.jpg  -1", "000003.jpg  7"), "list_attr_celeba.txt is damaged"),
+        (_edit("list_attr_celeba.txt", "000003.jpg", "../000003.jpg"), "list_attr_celeba.txt is damaged"),
+        (
+            _edit("list_eval_partition.txt", "000003.jpg 0", "000003.jpg 9"),
+            "list_eval_partition.txt is damaged",
+        ),
+        (_edit("list_attr_celeba.txt", "Male", "Female"), "is not an attribute in"),
+    ],
+)
+def test_a_broken_celeba_is_named_without_a_person(
+    tmp_path: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    write_celeba(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError) as caught:
+        import_dataset(
+            DataConfig(source="celeba", path=tmp_path, label="Male"), tmp_path / "home", "add_remove"
+        )
+    text = str(caught.value)
+    assert sentence in text and "000003" not in text and "24" not in text.replace(str(tmp_path), "")
+
+
+def test_a_missing_celeba_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks img_align_celeba/ and list_attr_celeba\.txt of CelebA"):
+        import_dataset(DataConfig(source="celeba"), tmp_path, "replace_one")
+    (tmp_path / "img_align_celeba").mkdir()
+    with pytest.raises(UserError, match=r"data\.path .* lacks list_attr_celeba\.txt of CelebA"):
+        import_dataset(DataConfig(source="celeba", path=tmp_path), tmp_path, "replace_one")
+
+
+# --- tables
+
+
+def _parquet(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path)
+
+
+def _feather(path: Path, table: pa.Table) -> None:
+    feather.write_feather(table, path, compression="lz4")
+
+
+def _ipc(opener: Any) -> Callable[[Path, pa.Table], None]:
+    def write(path: Path, table: pa.Table) -> None:
+        with opener(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("t.parquet", _parquet),
+        ("t.feather", _feather),
+        ("t.arrow", _ipc(pa.ipc.new_file)),
+        ("t.arrow", _ipc(pa.ipc.new_stream)),
+    ],
+)
+def test_a_table_is_read_from_every_format(
+    tmp_path: Path, name: str, write: Callable[[Path, pa.Table], None]
+) -> None:
+    table = pa.table(
+        {
+            "i": pa.array([*range(19), None], pa.int16()),
+            "y": pa.array(["u", None] * 10).dictionary_encode(),
+            "f": pa.array(np.linspace(0, 1, 20), pa.float32()),
+            "b": [True, False] * 10,
+            "d": pa.array([Decimal("1.5")] * 20, pa.decimal128(5, 2)),
+            "h": pa.array(np.arange(20), pa.float16()),
+        }
+    )
+    write(tmp_path / name, table)
+    source = TableSource(tmp_path / name, "y", None)
+    assert source.schema.columns == ("i", "f", "b", "d", "h") and source.schema.shape == (5,)
+    batches = list(source.batches("train"))
+    values = np.concatenate([values for values, _ in batches])
+    labels = [label for _, batch in batches for label in batch or ()]
+    assert values.dtype == np.float64 and values.shape == (20, 5) and labels == ["u", None] * 10
+    assert np.isnan(values[19, 0]) and np.isfinite(values[:19]).all()
+    np.testing.assert_allclose(
+        values[:3], [[0, 0, 1, 1.5, 0], [1, 1 / 19, 0, 1.5, 1], [2, 2 / 19, 1, 1.5, 2]]
+    )
+
+
+def test_columns_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
+    _parquet(tmp_path / "t.parquet", pa.table({"a": [1.0], "a.b": [2.0], "text": ["x"], "c": [3]}))
+    source = TableSource(tmp_path / "t.parquet", None, ["c", "a"])
+    ((values, labels),) = source.batches("train")
+    assert values.tolist() == [[3.0, 1.0]] and labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([True, False], ("false", "true")),
+        ([10, 9], ("9", "10")),
+        (["x", "10"], ("10", "x")),
+    ],
+)
+def test_labels_become_text(tmp_path: Path, labels: list[Any], classes: tuple[str, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=100)
+    _parquet(tmp_path / "t.parquet", pa.table({"a": values, "y": labels * 50}))
+    cfg = DataConfig(source="table", path=tmp_path / "t.parquet", label="y")
+    assert import_dataset(cfg, tmp_path, "replace_one").classes == classes
+
+
+NINE = [float(i) for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "sentence"),
+    [
+        (
+            {"a": NINE, "s": ["secret"] * 9},
+            {},
+            "column s has the Arrow type string; data.columns must list numeric",
+        ),
+        ({"a": NINE, "t": pa.array([0] * 9, pa.date32())}, {}, "column t has the Arrow type date32[day]"),
+        ({"a": NINE, "l": [[1.0]] * 9}, {}, "column l has the Arrow type list<"),
+        ({"a": NINE}, {"label": "y"}, "has no column y for data.label; it has a."),
+        (
+            {"a": NINE, "y": NINE},
+            {"label": "y"},
+            "the label column y has the Arrow type double; labels must be",
+        ),
+        ({"a": NINE}, {"columns": ["b"]}, "has no column b, which data.columns names; it has a."),
+        ({"a": NINE}, {"columns": ["a", "a"]}, "data.columns names a column twice"),
+        ({"a": NINE, "y": [1] * 9}, {"label": "y", "columns": ["y"]}, "data.columns must not name y"),
+        ({"y": [1] * 9}, {"label": "y"}, "leaves no numeric column to learn from; it has y."),
+        ({"a": pa.array([], pa.float64())}, {}, "gives no public record: it is empty"),
+        (
+            {"a": [float("nan")] * 9},
+            {},
+            "gives no public record: it is empty, its records have missing values",
+        ),
+        ({"a": NINE, "y": [None] * 9}, {"label": "y"}, "the label column y has the Arrow type null"),
+        ({"a": NINE, "y": pa.array([None] * 9, pa.int8())}, {"label": "y"}, "The public part of"),
+        ({"a": NINE}, {"classes": ["1"]}, "data.classes needs labels: set data.label too."),
+    ],
+)
+def test_a_table_that_does_not_fit(
+    tmp_path: Path, columns: dict[str, Any], keys: dict[str, Any], sentence: str
+) -> None:
+    _parquet(tmp_path / "t.parquet", pa.table(columns))
+    with pytest.raises(UserError) as caught:
+        import_dataset(
+            DataConfig(source="table", path=tmp_path / "t.parquet", **keys), tmp_path, "add_remove"
+        )
+    assert sentence in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_too_many_labels_are_no_classes(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=3000)
+    _parquet(tmp_path / "t.parquet", pa.table({"a": values, "y": range(3000)}))
+    with pytest.raises(
+        UserError, match=r"different labels, more than 1000: set data\.label to a column with classes"
+    ):
+        import_dataset(
+            DataConfig(source="table", path=tmp_path / "t.parquet", label="y"), tmp_path, "replace_one"
+        )
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.feather"])
+@pytest.mark.parametrize("data", [b"", b"a,b\n1,secret\n", b"ARROW1\0\0secret", b"PAR1secretPAR1", b"FEA1"])
+def test_a_file_of_another_format_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot be read as (Parquet|Arrow IPC|Feather)") as caught:
+        TableSource(tmp_path / name, None, None)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
+def test_a_table_damaged_in_the_middle_is_named(tmp_path: Path, name: str) -> None:
+    values = np.random.default_rng(0).normal(size=2000)
+    table = pa.table({"a": np.round(values), "y": ["secret"] * 2000})
+    _parquet(tmp_path / name, table) if name == "t.parquet" else _feather(tmp_path / name, table)
+    data = bytearray((tmp_path / name).read_bytes())
+    half = len(data) // 2
+    for i in range(8 if name == "t.parquet" else half - 40, half):
+        data[i] ^= 0x5A
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read as") as caught:
+        list(TableSource(tmp_path / name, "y", None).batches("train"))
+    assert "secret" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_not_quoted(tmp_path: Path) -> None:
+    text = pa.array([b"\xff secret"] * 9).view(pa.string())
+    _parquet(tmp_path / "t.parquet", pa.table({"a": NINE, "y": text}))
+    with pytest.raises(UserError, match="cannot be read as Parquet") as caught:
+        list(TableSource(tmp_path / "t.parquet", "y", None).batches("train"))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_table_path_that_is_no_table(tmp_path: Path) -> None:
+    for path, sentence in (
+        (tmp_path / "none.parquet", "does not exist, where a .parquet"),
+        (tmp_path, "is a folder, where a .parquet"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            TableSource(path, None, None)
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match=r"ends in '\.csv'; a table must be"):
+        TableSource(tmp_path / "t.csv", None, None)
+
+
+def test_a_column_name_twice_is_refused(tmp_path: Path) -> None:
+    _feather(tmp_path / "x.feather", pa.table({"a": [1.0]}))
+    table = pa.table([[1.0], [2.0]], names=["a", "a"])
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match="more than one column called a"):
+        TableSource(tmp_path / "t.arrow", None, None)
