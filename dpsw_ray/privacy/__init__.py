@@ -1,0 +1,1 @@
+"""What is promised and what it costs: relations, events, accountants, calibration, noise, ledger."""

@@ -1,0 +1,64 @@
+"""Who counts as a neighbour: relations between data sets, and the unit that is protected."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from dpsw_ray.errors import UserError
+
+__all__ = [
+    "RELATIONS",
+    "UNITS",
+    "Relation",
+    "Unit",
+    "check_relation",
+    "check_unit",
+    "count_is_public",
+    "describe",
+]
+
+Relation = Literal["replace_one", "zero_out", "add_remove"]
+Unit = Literal["record", "user"]
+
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+UNITS: tuple[Unit, ...] = get_args(Unit)
+
+_MEANING: dict[Relation, str] = {
+    "replace_one": "one {unit} may be replaced by any other; the number of {unit}s is public",
+    "zero_out": "one {unit} may be replaced by the null {unit}; the number of {unit}s is public",
+    "add_remove": "one {unit} may be added or removed; the number of {unit}s is private",
+}
+
+
+def check_relation(relation: str) -> Relation:
+    """Returns `relation` where it is one of the three.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    for known in RELATIONS:
+        if relation == known:
+            return known
+    raise UserError(f"relation must be one of {', '.join(RELATIONS)}, found {relation!r}.")
+
+
+def check_unit(unit: str) -> Unit:
+    """Returns `unit` where it is `record` or `user`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    for known in UNITS:
+        if unit == known:
+            return known
+    raise UserError(f"unit must be one of {', '.join(UNITS)}, found {unit!r}.")
+
+
+def count_is_public(relation: Relation) -> bool:
+    """True where neighbouring data sets have the same size, so that the number of units may be shown."""
+    return check_relation(relation) != "add_remove"
+
+
+def describe(relation: Relation, unit: Unit) -> str:
+    """One clause for a report: what may differ between two neighbouring data sets."""
+    return _MEANING[check_relation(relation)].format(unit=check_unit(unit))

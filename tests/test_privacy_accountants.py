@@ -1,0 +1,171 @@
+"""Epsilon three ways: closed form, PRV, and PLD; and what happens where they cannot agree."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import mpmath
+import pytest
+from dp_accounting import GaussianDpEvent, NeighboringRelation
+from dp_accounting.pld import PLDAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpsw_ray.errors import UserError
+from dpsw_ray.privacy import accountants
+from dpsw_ray.privacy.accountants import (
+    AccountingError,
+    EpsilonBounds,
+    GaussianAccountant,
+    PrvAccountant,
+    account,
+)
+from dpsw_ray.privacy.events import Event, GaussianEvent, SlicedHistogramEvent
+from dpsw_ray.privacy.gaussian import gaussian_delta, gaussian_epsilon
+from dpsw_ray.privacy.relations import Relation
+
+HAAR_72 = GaussianEvent("72 Haar frames' directions", {"replace_one": 6.0, "zero_out": 3.0}, 3.76)
+
+
+def _gaussians(*mus: float) -> list[Event]:
+    return [GaussianEvent(f"release {i}", {"zero_out": mu}, 1.0) for i, mu in enumerate(mus)]
+
+
+def _exact_delta(epsilon: float, mu: float) -> float:
+    with mpmath.workdps(60):
+        e, m = mpmath.mpf(epsilon), mpmath.mpf(mu)
+        return mpmath.ncdf(m / 2 - e / m) - mpmath.exp(e) * mpmath.ncdf(-m / 2 - e / m)
+
+
+def _pld_epsilon(events: list[GaussianEvent], relation: Relation, delta: float) -> float:
+    """PLD under the pinned convention: noise multiplier s / Delta_relation, ADD_OR_REMOVE_ONE."""
+    pld = PLDAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for event in events:
+        pld.compose(GaussianDpEvent(event.noise_std / event.sensitivity[relation]))
+    return float(pld.get_epsilon(delta))
+
+
+def test_haar_frames_at_3_76_cost_7_595_under_replace_one() -> None:
+    epsilon = account([HAAR_72], "replace_one", 1e-5).epsilon
+    assert epsilon.upper == pytest.approx(7.595, abs=0.01)
+    assert account([HAAR_72], "zero_out", 1e-5).epsilon.upper < epsilon.upper / 2
+
+
+@pytest.mark.parametrize("mu", [1e-6, 1e-3, 0.05, 1.0, 6 / 3.76, 10.0, 39.0, 1e3, 1e6])
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-12, 1e-100])
+def test_closed_form_bounds_hold_at_sixty_digits(mu: float, delta: float) -> None:
+    bounds = gaussian_epsilon(mu, delta)
+    assert bounds.lower <= bounds.estimate <= bounds.upper
+    assert _exact_delta(bounds.upper, mu) <= delta
+    assert bounds.lower == 0 or _exact_delta(bounds.lower, mu) >= delta
+    assert bounds.upper - bounds.lower <= (1e-9 if mu >= 1e-3 else 1e-6) * bounds.upper
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0, 7.6, 50.0])
+@pytest.mark.parametrize("mu", [0.01, 1.0, 10.0])
+def test_delta_matches_sixty_digits(epsilon: float, mu: float) -> None:
+    assert gaussian_delta(epsilon, mu) == pytest.approx(
+        float(_exact_delta(epsilon, mu)), rel=1e-10, abs=1e-300
+    )
+
+
+def test_edges_of_the_closed_form() -> None:
+    assert gaussian_epsilon(0.0, 1e-5) == EpsilonBounds(0.0, 0.0, 0.0)
+    assert gaussian_epsilon(math.inf, 1e-5) == EpsilonBounds(math.inf, math.inf, math.inf)
+    assert gaussian_epsilon(0.1, 0.04).upper == 0.0  # delta(0) = erf(0.1 / sqrt 8) = 0.0399
+    assert gaussian_epsilon(0.1, 0.0398).lower > 0.0
+    assert (gaussian_delta(1.0, 0.0), gaussian_delta(1.0, math.inf)) == (0.0, 1.0)
+    for mu in (math.nan, -1.0, 1e200):
+        with pytest.raises(AccountingError, match="mu"):
+            gaussian_epsilon(mu, 1e-5)
+    for delta in (0.0, 1.0, math.nan):
+        with pytest.raises(UserError, match="delta"):
+            gaussian_epsilon(1.0, delta)
+
+
+@pytest.mark.parametrize("mus", [(0.3,), (1.0, 1.0, 1.0), (0.2, 0.5, 2.0), (0.1,) * 50 + (3.0,)])
+def test_closed_form_prv_and_pld_agree_on_compositions(mus: tuple[float, ...]) -> None:
+    events = _gaussians(*mus)
+    closed = GaussianAccountant().epsilon(events, relation="zero_out", delta=1e-5)
+    prv = PrvAccountant().epsilon(events, relation="zero_out", delta=1e-5)
+    assert prv.lower <= closed.lower and closed.upper <= prv.upper
+    assert prv.upper - prv.lower <= 0.02 * closed.upper
+    pld = _pld_epsilon(events, "zero_out", 1e-5)  # type: ignore[arg-type]
+    assert closed.lower <= pld <= closed.upper + 0.01
+
+
+@pytest.mark.parametrize("relation", ["replace_one", "zero_out"])
+def test_pld_convention_is_noise_over_sensitivity_under_add_or_remove_one(relation: Relation) -> None:
+    closed = account([HAAR_72], relation, 1e-5).epsilon
+    assert _pld_epsilon([HAAR_72], relation, 1e-5) == pytest.approx(closed.estimate, abs=1e-3)
+
+
+def test_pld_under_replace_one_would_double_the_shift() -> None:
+    pld = PLDAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
+    pld.compose(GaussianDpEvent(3.76 / 6))
+    assert pld.get_epsilon(1e-5) == pytest.approx(gaussian_epsilon(2 * 6 / 3.76, 1e-5).estimate, abs=1e-2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1e-3, 20.0), min_size=1, max_size=6), st.floats(1e-12, 0.1))
+def test_composition_is_monotone(mus: list[float], delta: float) -> None:
+    whole = GaussianAccountant().epsilon(_gaussians(*mus), relation="zero_out", delta=delta)
+    part = GaussianAccountant().epsilon(_gaussians(*mus[:-1], 0.0), relation="zero_out", delta=delta)
+    smaller_delta = GaussianAccountant().epsilon(_gaussians(*mus), relation="zero_out", delta=delta / 2)
+    assert part.lower <= whole.upper
+    assert whole.lower <= smaller_delta.upper
+
+
+def test_an_account_holds_what_a_report_needs() -> None:
+    event = SlicedHistogramEvent(8, 100, 50.0, unit="user")
+    values = json.loads(json.dumps(account([event, event], "replace_one", 1e-5).to_dict(), allow_nan=False))
+    assert set(values) == {"epsilon", "delta", "relation", "unit", "events", "accountant", "mu", "checks"}
+    assert (values["relation"], values["unit"], values["accountant"]) == (
+        "replace_one",
+        "user",
+        "analytic Gaussian",
+    )
+    assert values["mu"] == pytest.approx(math.sqrt(2) * math.sqrt(1600) / 50)
+    assert set(values["epsilon"]) == set(values["checks"]["PRV"]) == {"lower", "estimate", "upper"}
+    assert values["events"] == [event.to_dict()] * 2
+
+
+def test_no_noise_is_an_infinite_account() -> None:
+    found = account([SlicedHistogramEvent(8, 100, 0.0)], "replace_one", 1e-5)
+    assert found.epsilon.upper == found.epsilon.lower == found.mu == math.inf
+    assert str(found.checks["PRV"]).startswith("not available")
+
+
+@pytest.mark.parametrize(("mu", "delta"), [(1.0, 1e-30), (1e-6, 1e-9), (1e5, 1e-5), (0.1, 0.5)])
+def test_a_check_that_cannot_be_done_is_recorded(mu: float, delta: float) -> None:
+    found = account(_gaussians(mu), "zero_out", delta)
+    assert math.isfinite(found.epsilon.upper)
+    assert isinstance(found.checks["PRV"], EpsilonBounds) or found.checks["PRV"].startswith(
+        "not available: PRV"
+    )
+
+
+def test_disagreeing_accountants_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accountants, "_prv_epsilon", lambda *args, **kwargs: (1.0, 1.1, 1.2))
+    with pytest.raises(AccountingError, match="disagree"):
+        account([HAAR_72], "replace_one", 1e-5)
+
+
+@pytest.mark.parametrize("found", [(math.nan, 1.0, 2.0), (3.0, 2.0, 1.0), (7.0, 7.5, math.inf)])
+def test_a_prv_result_that_bounds_nothing_is_not_a_check(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[float, float, float]
+) -> None:
+    monkeypatch.setattr(accountants, "_prv_epsilon", lambda *args, **kwargs: found)
+    assert "bounds nothing" in str(account([HAAR_72], "replace_one", 1e-5).checks["PRV"])
+
+
+def test_an_event_that_is_not_gaussian_is_not_guessed_at() -> None:
+    class Odd(Event, kind="test_odd"):
+        label, unit = "odd", "record"
+
+        def gaussian_mu(self, relation: Relation) -> float | None:
+            return None
+
+    with pytest.raises(AccountingError, match="odd is no Gaussian mechanism"):
+        account([Odd()], "zero_out", 1e-5)
