@@ -1,0 +1,108 @@
+"""Private latents on disk: fixed chunks of Arrow in the private folder, memory-mapped by the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from dpsw_ray.encoders.base import Encoder
+from dpsw_ray.files import read_arrow, write_arrow, write_bytes
+from dpsw_ray.private.records import open_private_records
+from dpsw_ray.slicing.directions import round_to_lattice
+
+__all__ = ["BALL", "NULL", "LatentStore", "bounded"]
+
+CHUNK = 8192
+BALL = 1.0 - 1e-6
+"""Radius every latent is projected into: inside the unit ball even after rounding to the lattice."""
+
+NULL = -2
+"""Label of a null record, which adds nothing; -1 is a record without a (known) class."""
+
+
+def bounded(
+    latents: NDArray[np.float64], labels: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Makes every record one that the sensitivity covers.
+
+    A latent outside the ball is scaled onto it; one with a NaN or an infinity becomes the null record (latent
+    zero, label NULL), silently: saying so would be a statistic of the private data.
+
+    Args:
+        latents: array of size [n, d].
+        labels: array of size [n].
+
+    Returns:
+        Latents on the lattice with norms at most 1 - 1e-6 (and a rounding), and labels.
+    """
+    finite = np.isfinite(latents).all(axis=1)
+    safe = np.where(finite[:, None], latents, 0.0)
+    # Scaled by the largest coordinate first: the square of a huge finite number would overflow.
+    peak = np.maximum(np.abs(safe).max(axis=1, keepdims=True), 1.0)
+    norm = np.linalg.norm(safe / peak, axis=1, keepdims=True) * peak
+    safe = safe / peak * (np.minimum(1.0, BALL / np.maximum(norm, BALL)) * peak)
+    return round_to_lattice(safe), np.where(finite, labels, np.int32(NULL)).astype(np.int32)
+
+
+class LatentStore:
+    """The latents of one data set under one encoder.
+
+    Chunks have a fixed number of rows whatever the number of shards, and a chunk is encoded whole, by one
+    thread: its bits do not depend on who encodes it.
+    """
+
+    def __init__(self, private_dir: Path, encoder_key: str) -> None:
+        """Points at the store; nothing is read yet."""
+        self.private_dir = Path(private_dir)
+        self.folder = self.private_dir / "latents" / encoder_key
+
+    def encode(self, encoder: Encoder, rank: int, size: int) -> None:
+        """Writes the chunks `rank, rank + size, ...` that are not there yet."""
+        values, labels = open_private_records(self.private_dir)
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for chunk in range(rank, -(-len(values) // CHUNK), size):
+                path = self._chunk(chunk)
+                if path.exists():
+                    continue
+                rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+                latents = encoder.encode(np.asarray(values[rows]))
+                column = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel()), latents.shape[1])
+                table = pa.table({"latent": column, "label": pa.array(np.asarray(labels[rows], np.int32))})
+                write_arrow(path, table, mode=0o600)
+        finally:
+            torch.set_num_threads(threads)
+        if rank == 0:
+            write_bytes(self.folder / "rows.json", json.dumps(len(values)).encode(), mode=0o600)
+
+    def rows(self) -> int:
+        """Number of records: a private number under `add_remove`."""
+        return int(json.loads((self.folder / "rows.json").read_text()))
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int32]]]:
+        """Yields bounded latents and labels of the rows `start` to `stop`, a chunk at a time."""
+        for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+            table = read_arrow(self._chunk(chunk))
+            first = chunk * CHUNK
+            table = table.slice(max(start - first, 0), min(stop - first, CHUNK) - max(start - first, 0))
+            column = table.column("latent").combine_chunks()
+            dim = column.type.list_size
+            latents = column.flatten().to_numpy().reshape(-1, dim)
+            yield bounded(latents, table.column("label").to_numpy())
+
+    def fingerprint(self) -> str:
+        """Names, sizes and times of the chunk files: changes when the latents may have."""
+        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(self.folder.glob("chunk-*.arrow"))]
+        return json.dumps(stats)
+
+    def _chunk(self, index: int) -> Path:
+        return self.folder / f"chunk-{index:06d}.arrow"

@@ -1,0 +1,59 @@
+"""What may leave the private wing when something goes wrong: the step and the kind of failure, no more."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from dpsw_ray.errors import PrivateSideError, UserError, explain_os_error
+
+__all__ = ["sealed"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def sealed(step: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Wraps a function of the private wing so that its exceptions carry nothing of the records.
+
+    A library's exception may quote the value it choked on, and its traceback travels with it. `UserError`s
+    are written by this package and pass; an `OSError` becomes a sentence on the file; anything else becomes a
+    `PrivateSideError` naming the step and the exception's type. The full text is kept in `errors.log` in the
+    private folder (when the wrapped object has one), readable by its owner only.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except UserError as error:
+                safe: UserError = type(error)(*error.args)
+            except OSError as error:
+                safe = UserError(explain_os_error(error))
+            except Exception as error:
+                folder = getattr(args[0], "private_dir", None) if args else None
+                where = _keep(folder, step) if isinstance(folder, Path) else ""
+                safe = PrivateSideError(f"The private side failed while {step} ({type(error).__name__}){where}.")
+            # Raised outside the handlers: no __context__, and so no local variables, travel with it.
+            raise safe
+
+        return wrapper
+
+    return decorate
+
+
+def _keep(folder: Path, step: str) -> str:
+    log = folder / "errors.log"
+    try:
+        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(fd, "a") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {step}\n{traceback.format_exc()}\n")
+    except OSError:
+        return ""
+    return f"; the details are in {log}"

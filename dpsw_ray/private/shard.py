@@ -1,0 +1,106 @@
+"""One shard of the private records: a plain class that an actor wraps, tested without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.encoders.base import load_encoder
+from dpsw_ray.evaluation.sliced import sliced_wasserstein
+from dpsw_ray.privacy.noise import NoiseKey
+from dpsw_ray.private.keys import KeyStore
+from dpsw_ray.private.latents import LatentStore
+from dpsw_ray.private.masking import MaskingKey
+from dpsw_ray.private.mechanism import bound, noise
+from dpsw_ray.private.sealing import sealed
+from dpsw_ray.release.plan import ReleasePlan
+
+__all__ = ["Shard"]
+
+
+class Shard:
+    """Opens its rows of the private latents; nothing but a masked, noised message leaves it.
+
+    Rank 0 is the designated shard: it adds the release's noise to its own part before masking.
+    """
+
+    def __init__(self, rank: int, size: int, private_dir: Path, encoder_dir: Path, threads: int = 1) -> None:
+        """Points the shard at its data; nothing is read yet.
+
+        Args:
+            rank: this shard's number, from 0.
+            size: number of shards.
+            private_dir: the data set's private folder.
+            encoder_dir: folder of the (public) encoder; its name is the encoder's key.
+            threads: threads this shard may use.
+        """
+        self.rank = rank
+        self.size = size
+        self.private_dir = Path(private_dir)
+        self.encoder_dir = Path(encoder_dir)
+        self.threads = threads
+        self.store = LatentStore(self.private_dir, self.encoder_dir.name)
+        self.keys = KeyStore(self.private_dir)
+        self._masking: MaskingKey | None = None
+
+    @sealed("encoding private records")
+    def encode(self) -> None:
+        """Writes this shard's share of the private latents, where they are not there yet."""
+        self.store.encode(load_encoder(self.encoder_dir), self.rank, self.size)
+
+    @sealed("looking for a noise key")
+    def can_repeat(self, plan: ReleasePlan) -> bool:
+        """Whether this very release was begun and not committed, so that a retry costs nothing."""
+        return self.keys.find(plan, self.store.fingerprint()) is not None
+
+    @sealed("starting a release")
+    def announce(self) -> bytes:
+        """Starts a round: a fresh masking key; returns its public half."""
+        self._masking = MaskingKey()
+        return self._masking.public
+
+    @sealed("summing private records")
+    def contribute(
+        self, plan: ReleasePlan, public_keys: Sequence[bytes], noise_seed: int | None = None
+    ) -> NDArray[np.uint64]:
+        """Returns this shard's message: its sum, on rank 0 with the noise, masked modulo 2^64.
+
+        Args:
+            plan: what is released; it was charged before this call.
+            public_keys: all shards' announced keys, in rank order.
+            noise_seed: reproducible noise, for tests and papers; the release is marked.
+
+        Returns:
+            Array of size [C, K, bins], uint64.
+        """
+        masking, self._masking = self._masking, None
+        if masking is None or len(public_keys) != self.size:
+            raise RuntimeError("contribute follows announce, with the keys of every shard")
+        total = self.store.rows()
+        start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
+        message = bound(self.store.batches(start, stop), plan, self.threads)
+        if self.rank == 0:
+            message += noise(self._noise_key(plan, noise_seed), plan)
+        context = f"{plan.release_id} {plan.digest()}".encode()
+        return masking.mask(message, self.rank, public_keys, context)
+
+    @sealed("destroying a noise key")
+    def commit(self, release_id: str) -> None:
+        """Destroys the release's noise key: called when the release is durable."""
+        if self.rank == 0:
+            self.keys.destroy(release_id)
+
+    @sealed("measuring against private records")
+    def research_sliced_wasserstein(self, particles: NDArray[np.float64], directions: int, seed: int) -> float:
+        """Sliced W2 of particles to the private latents, without noise: epsilon is infinite, `research/` only."""
+        latents = np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
+        return sliced_wasserstein(particles, latents, directions, seed)
+
+    def _noise_key(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseKey:
+        if noise_seed is not None:
+            return NoiseKey.from_seed(noise_seed)
+        fingerprint = self.store.fingerprint()
+        return self.keys.find(plan, fingerprint) or self.keys.create(plan, fingerprint)

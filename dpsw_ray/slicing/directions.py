@@ -1,0 +1,46 @@
+"""Directions, and the lattice on which every projection is exact.
+
+A float32 (or blocked float64) matrix product rounds differently for every blocking, and a few records in a
+million then change bins: the sums would depend on the sharding. Latents and directions are therefore rounded
+to multiples of 2^-26 before they are multiplied. With norms of at most one, every product is a multiple of
+2^-52 and every partial sum stays below 2, so float64 holds each of them exactly and the result is the same in
+any order, on any device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LATTICE", "haar_frames", "round_to_lattice"]
+
+LATTICE = 2.0**-26
+"""Spacing of the lattice that latents, directions and particles live on."""
+
+
+def round_to_lattice(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rounds to multiples of 2^-26 (ties to even); exact for magnitudes up to 2^26."""
+    return np.asarray(np.rint(values / LATTICE) * LATTICE)
+
+
+def haar_frames(frames: int, dim: int, seed: int) -> NDArray[np.float64]:
+    """Draws `frames` independent Haar-distributed orthonormal bases of R^dim.
+
+    For every u, the squared projections on one frame sum to ||u||^2, whatever the frame: the sensitivity of
+    what is computed from them does not depend on the seed, which may therefore be public.
+
+    Args:
+        frames: number m of frames.
+        dim: dimension d of the latents.
+        seed: public seed.
+
+    Returns:
+        Array of size [m * d, d], one unit direction a row, rounded to the lattice.
+
+    Source: Mezzadri (2007), "How to generate random matrices from the classical compact groups": QR of a
+    Gaussian matrix, with the signs of R's diagonal moved into Q.
+    """
+    rng = np.random.default_rng([seed, 0xD1EC])
+    q, r = np.linalg.qr(rng.standard_normal((frames, dim, dim)))
+    signs = np.sign(np.diagonal(r, axis1=1, axis2=2))
+    return round_to_lattice((q * signs[:, None, :]).transpose(0, 2, 1).reshape(frames * dim, dim))
