@@ -65,15 +65,27 @@ class DataConfig(_Section):
     """Which records, and how they are divided."""
 
     source: Literal["digits", "fashion_mnist", "mnist", "celeba", "table"] = "digits"
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", description="the data set's name in the ledger")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._-]+$", description="the data set's name in the ledger"
+    )
     path: Path | None = Field(None, description="folder or file of the source, where it is not the usual one")
-    download: bool = Field(True, description="let torchvision fetch the source where it is not on this machine")
-    label: str | None = Field(None, description="table: the label column; CelebA: the attribute used as label")
-    columns: list[str] | None = Field(None, description="table: the numeric columns; default all but the label")
+    download: bool = Field(
+        True, description="let torchvision fetch the source where it is not on this machine"
+    )
+    label: str | None = Field(
+        None, description="table: the label column; CelebA: the attribute used as label"
+    )
+    columns: list[str] | None = Field(
+        None, description="table: the numeric columns; default all but the label"
+    )
     bounds: dict[str, tuple[Real, Real]] | None = Field(None, description="table: public bounds by column")
-    classes: list[str] | None = Field(None, description="public class list; default: the public part's labels")
+    classes: list[str] | None = Field(
+        None, description="public class list; default: the public part's labels"
+    )
     public_fraction: Real = Field(0.5, gt=0.0, lt=1.0)
-    test_fraction: Real = Field(0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own")
+    test_fraction: Real = Field(
+        0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own"
+    )
     split_seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -85,7 +97,9 @@ class DataConfig(_Section):
         if self.bounds is not None:
             for column, (low, high) in self.bounds.items():
                 if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                    raise ValueError(f"bounds.{column} must be [low, high] with low < high, found [{low}, {high}]")
+                    raise ValueError(
+                        f"bounds.{column} must be [low, high] with low < high, found [{low}, {high}]"
+                    )
         if self.source in ("digits", "table") and self.public_fraction + self.test_fraction >= 1.0:
             raise ValueError(
                 f"public_fraction + test_fraction must stay below 1 (found {self.public_fraction} + "
@@ -125,7 +139,9 @@ class PrivacyConfig(_Section):
     delta: Real = Field(1e-5, gt=0.0, lt=1.0)
     relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
     unit: Literal["record"] = "record"
-    noise_seed: int | None = Field(None, ge=0, description="reproducible noise: tests and papers, never publish")
+    noise_seed: int | None = Field(
+        None, ge=0, description="reproducible noise: tests and papers, never publish"
+    )
     research: bool = Field(False, description="charge a research account of its own, marked not publishable")
     force_delta: bool = Field(False, description="accept delta >= 1/N")
 
@@ -183,7 +199,9 @@ class EvaluationConfig(_Section):
     enabled: bool = True
     directions: int = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
     images: int = Field(10_000, ge=1, description="at most this many samples go into image metrics")
-    research: bool = Field(False, description="also measure against private records: epsilon = infinity, kept apart")
+    research: bool = Field(
+        False, description="also measure against private records: epsilon = infinity, kept apart"
+    )
 
 
 class ClusterConfig(_Section):
@@ -225,9 +243,13 @@ class RunConfig(_Section):
     def _check(self) -> RunConfig:
         image_encoder = self.encoder.kind not in ("mlp", "identity")
         if self.data.source == "table" and image_encoder:
-            raise ValueError(f"encoder.kind must be identity or mlp for data.source: table, found {self.encoder.kind}")
+            raise ValueError(
+                f"encoder.kind must be identity or mlp for data.source: table, found {self.encoder.kind}"
+            )
         if self.encoder.kind in ("dcgan64", "vgg64") and self.data.source not in ("celeba",):
-            raise ValueError(f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones")
+            raise ValueError(
+                f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones"
+            )
         return self
 
     @property
@@ -263,7 +285,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f" line {line + 1}" if line is not None else ""
-        raise UserError(f"{where}{at} is not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}.") from None
+        raise UserError(
+            f"{where}{at} is not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}."
+        ) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -285,8 +309,10 @@ def _read(path: Path) -> tuple[str, str]:
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a text file, where a YAML config was expected.") from None
     shipped = resources.files("dpsw_ray.configs")
-    names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
-    if str(path) in names or path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs"):
+    names = sorted(
+        entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
+    )
+    if str(path) in names or (path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs")):
         name = path.name.removesuffix(".yaml")
         return (shipped / f"{name}.yaml").read_text(), f"{name}.yaml (shipped)"
     raise UserError(f"Config file {path} does not exist; the shipped ones are: {', '.join(names)}.")
@@ -317,7 +343,9 @@ def _explain(error: ValidationError, where: str) -> str:
 
 
 def _sentence(item: Mapping[str, Any], where: str) -> str:
-    location = [str(part) for part in item["loc"] if part not in ("constrained-str", "float", "literal['auto']")]
+    location = [
+        str(part) for part in item["loc"] if part not in ("constrained-str", "float", "literal['auto']")
+    ]
     key = ".".join(location) or "the config"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key {key}; {_known_keys(location[:-1])}."
@@ -332,7 +360,9 @@ def _known_keys(sections: list[str]) -> str:
     model: type[BaseModel] = RunConfig
     for section in sections:
         field = model.model_fields.get(section)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
             break
         model = field.annotation
     inside = f"{'.'.join(sections)} has" if sections else "a config has"

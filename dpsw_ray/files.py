@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["atomic_path", "read_arrow", "write_arrow", "write_bytes", "write_json", "write_text"]
+__all__ = ["atomic_path", "read_arrow", "to_json", "write_arrow", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -59,8 +59,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON; infinities become the strings "inf" and "-inf", which JSON lacks."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `to_json(value)` to `path` atomically."""
+    write_text(path, to_json(value) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; infinities become the strings "inf" and "-inf", which JSON lacks, and nan null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -77,9 +82,12 @@ def _finite(value: Any) -> Any:
 
 def write_arrow(path: Path, table: pa.Table, *, mode: int = 0o644) -> None:
     """Writes an Arrow table as an uncompressed IPC file, so that readers can memory-map it."""
-    with atomic_path(path, mode=mode) as aside, pa.OSFile(str(aside), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    with (
+        atomic_path(path, mode=mode) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def read_arrow(path: Path) -> pa.Table:

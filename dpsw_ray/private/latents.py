@@ -41,7 +41,7 @@ def bounded(
     Returns:
         Latents on the lattice with norms at most 1 - 1e-6 (and a rounding), and labels.
     """
-    finite = np.isfinite(latents).all(axis=1)
+    finite = np.asarray(np.isfinite(latents).all(axis=1))
     safe = np.where(finite[:, None], latents, 0.0)
     # Scaled by the largest coordinate first: the square of a huge finite number would overflow.
     peak = np.maximum(np.abs(safe).max(axis=1, keepdims=True), 1.0)
@@ -64,7 +64,8 @@ class LatentStore:
 
     def encode(self, encoder: Encoder, rank: int, size: int) -> None:
         """Writes the chunks `rank, rank + size, ...` that are not there yet."""
-        values, labels = open_private_records(self.private_dir)
+        part = open_private_records(self.private_dir)
+        values, labels = part.values, part.labels
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         threads = torch.get_num_threads()
@@ -101,7 +102,10 @@ class LatentStore:
 
     def fingerprint(self) -> str:
         """Names, sizes and times of the chunk files: changes when the latents may have."""
-        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(self.folder.glob("chunk-*.arrow"))]
+        stats = [
+            (p.name, p.stat().st_size, p.stat().st_mtime_ns)
+            for p in sorted(self.folder.glob("chunk-*.arrow"))
+        ]
         return json.dumps(stats)
 
     def _chunk(self, index: int) -> Path:

@@ -28,7 +28,9 @@ class MaskingKey:
         self._secret: X25519PrivateKey | None = X25519PrivateKey.generate()
         self.public: bytes = self._secret.public_key().public_bytes_raw()
 
-    def mask(self, message: NDArray[np.int64], rank: int, public_keys: Sequence[bytes], context: bytes) -> NDArray[np.uint64]:
+    def mask(
+        self, message: NDArray[np.int64], rank: int, public_keys: Sequence[bytes], context: bytes
+    ) -> NDArray[np.uint64]:
         """Adds this shard's masks to its message.
 
         Args:

@@ -22,8 +22,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.private.latents import NULL
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
+from dpsw_ray.private.latents import NULL
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.slicing.histogram import add_histograms
 

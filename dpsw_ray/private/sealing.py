@@ -39,7 +39,9 @@ def sealed(step: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             except Exception as error:
                 folder = getattr(args[0], "private_dir", None) if args else None
                 where = _keep(folder, step) if isinstance(folder, Path) else ""
-                safe = PrivateSideError(f"The private side failed while {step} ({type(error).__name__}){where}.")
+                safe = PrivateSideError(
+                    f"The private side failed while {step} ({type(error).__name__}){where}."
+                )
             # Raised outside the handlers: no __context__, and so no local variables, travel with it.
             raise safe
 

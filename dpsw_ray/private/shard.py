@@ -27,14 +27,17 @@ class Shard:
     Rank 0 is the designated shard: it adds the release's noise to its own part before masking.
     """
 
-    def __init__(self, rank: int, size: int, private_dir: Path, encoder_dir: Path, threads: int = 1) -> None:
+    def __init__(
+        self, rank: int, size: int, private_dir: Path, encoder_dir: Path, latents_key: str, threads: int = 1
+    ) -> None:
         """Points the shard at its data; nothing is read yet.
 
         Args:
             rank: this shard's number, from 0.
             size: number of shards.
             private_dir: the data set's private folder.
-            encoder_dir: folder of the (public) encoder; its name is the encoder's key.
+            encoder_dir: folder of the (public) encoder.
+            latents_key: name of the encoder by content; latents are stored under it.
             threads: threads this shard may use.
         """
         self.rank = rank
@@ -42,7 +45,7 @@ class Shard:
         self.private_dir = Path(private_dir)
         self.encoder_dir = Path(encoder_dir)
         self.threads = threads
-        self.store = LatentStore(self.private_dir, self.encoder_dir.name)
+        self.store = LatentStore(self.private_dir, latents_key)
         self.keys = KeyStore(self.private_dir)
         self._masking: MaskingKey | None = None
 
@@ -94,7 +97,9 @@ class Shard:
             self.keys.destroy(release_id)
 
     @sealed("measuring against private records")
-    def research_sliced_wasserstein(self, particles: NDArray[np.float64], directions: int, seed: int) -> float:
+    def research_sliced_wasserstein(
+        self, particles: NDArray[np.float64], directions: int, seed: int
+    ) -> float:
         """Sliced W2 of particles to the private latents, without noise: epsilon is infinite, `research/` only."""
         latents = np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
         return sliced_wasserstein(particles, latents, directions, seed)

@@ -69,7 +69,9 @@ class ReleasePlan:
     def event(self) -> SlicedHistogramEvent:
         """What the release costs: its sensitivity is computed from the integer rows in use."""
         row_norm_sq = int((self.table**2).sum(axis=1).max())
-        return SlicedHistogramEvent(directions=len(self.directions), row_norm_sq=row_norm_sq, noise_std=self.noise_std)
+        return SlicedHistogramEvent(
+            directions=len(self.directions), row_norm_sq=row_norm_sq, noise_std=self.noise_std
+        )
 
     def digest(self) -> str:
         """Hash of everything that decides the release's numbers apart from the data and the noise key.

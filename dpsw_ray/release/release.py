@@ -109,11 +109,15 @@ class Release:
         """
         folder = Path(folder)
         if not (folder / "manifest.json").exists():
-            raise UserError(f"{folder} holds no release (manifest.json is missing): give the folder of a finished run.")
+            raise UserError(
+                f"{folder} holds no release (manifest.json is missing): give the folder of a finished run."
+            )
         try:
             stored = json.loads((folder / "manifest.json").read_text())
             if stored["format"] != FORMAT:
-                raise UserError(f"{folder}/manifest.json has format {stored['format']!r}; this version reads {FORMAT!r}.")
+                raise UserError(
+                    f"{folder}/manifest.json has format {stored['format']!r}; this version reads {FORMAT!r}."
+                )
             layout, grid = stored["layout"], stored["grid"]
             table = read_arrow(folder / "table.arrow")
             shape = (layout["directions"], layout["classes"], layout["bins"])
@@ -129,4 +133,6 @@ class Release:
                 manifest,
             )
         except (KeyError, ValueError, TypeError, pa.ArrowException, OSError) as error:
-            raise UserError(f"{folder} holds a damaged release ({type(error).__name__}): restore it from a copy.") from None
+            raise UserError(
+                f"{folder} holds a damaged release ({type(error).__name__}): restore it from a copy."
+            ) from None

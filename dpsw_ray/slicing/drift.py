@@ -12,6 +12,7 @@ of the directions among workers.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,7 @@ def drift_reference(
     grid = slices.grid
     total = np.zeros_like(particles)
     cost = np.zeros(len(offsets) - 1)
-    for c, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for c, (first, last) in enumerate(itertools.pairwise(offsets)):
         if first == last:
             continue
         for theta, cdf in zip(slices.directions, slices.cdf[c], strict=True):

@@ -14,10 +14,12 @@ from dpsw_ray.slicing.grid import PHASES, SCALE
 __all__ = ["drift_numba"]
 
 _BLOCK = 1024  # particles: a block's projections and sums stay in the first-level cache
-_GROUP = 16  # directions summed in float64 before a flush to int64: 2^-46 * 2^53 bounds the group's exact sums
+_GROUP = (
+    16  # directions summed in float64 before a flush to int64: 2^-46 * 2^53 bounds the group's exact sums
+)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _nodes(fine, count, margin, kernel, cdf, edges, width, coarse, out):  # type: ignore[no-untyped-def]
     """Displacements at the bins' ends, in DISPLACEMENT_UNIT, from the fine histogram; returns the squared distance."""
     bins = edges.size - 1
@@ -60,7 +62,7 @@ def _nodes(fine, count, margin, kernel, cdf, edges, width, coarse, out):  # type
     return cost * DISPLACEMENT_UNIT * DISPLACEMENT_UNIT / (3.0 * count)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _drift(xt, offsets, directions, low, width, margin, kernel, cdf, edges, total, cost):  # type: ignore[no-untyped-def]
     dim = xt.shape[0]
     count = directions.shape[0]

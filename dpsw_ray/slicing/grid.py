@@ -58,7 +58,7 @@ class BinGrid:
     @cached_property
     def edges(self) -> NDArray[np.float64]:
         """Array of size [bins + 1]: the ends of the bins."""
-        return self.low + self.width * np.arange(self.bins + 1)
+        return self.low + self.width * np.arange(self.bins + 1, dtype=np.float64)
 
     @cached_property
     def table(self) -> NDArray[np.int64]:
@@ -73,7 +73,7 @@ class BinGrid:
         ends = np.arange(-self.margin, self.margin + 2)[None, :]
         mass = np.diff(ndtr((ends - position) / self.smoothing), axis=1)
         exact = mass / mass.sum(axis=1, keepdims=True) * SCALE
-        rows = np.floor(exact).astype(np.int64)
+        rows: NDArray[np.int64] = np.floor(exact).astype(np.int64)
         for row, remainder in zip(rows, exact - rows, strict=True):
             row[np.argsort(-remainder, kind="stable")[: SCALE - int(row.sum())]] += 1
         return rows

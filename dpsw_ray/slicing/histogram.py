@@ -13,7 +13,7 @@ from dpsw_ray.slicing.grid import PHASES, BinGrid
 __all__ = ["add_histograms"]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _add(latents, labels, directions_t, low, inverse_step, margin, table, out):  # type: ignore[no-untyped-def]
     n, dim = latents.shape
     count = directions_t.shape[1]
@@ -59,7 +59,9 @@ def add_histograms(
     def work(block: NDArray[np.intp]) -> None:
         part = slice(int(block[0]), int(block[-1]) + 1)
         transposed = np.ascontiguousarray(directions[part].T)
-        _add(latents, labels, transposed, grid.low, PHASES / grid.width, grid.margin, grid.table, out[:, part])
+        _add(
+            latents, labels, transposed, grid.low, PHASES / grid.width, grid.margin, grid.table, out[:, part]
+        )
 
     if len(blocks) == 1:
         work(blocks[0])

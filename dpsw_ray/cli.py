@@ -1,0 +1,146 @@
+"""The command line: `dpsw flow | generate | plan | ledger`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpsw_ray.config import RunConfig, load_config
+from dpsw_ray.errors import UserError, explain_os_error
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Synthetic data with a privacy guarantee that holds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a shipped one")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as privacy.epsilon=0.2")
+]
+
+
+@app.command()
+def flow(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006 (typer reads it)
+    output: Annotated[Path | None, typer.Option(help="the run's folder; default runs/<name>")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Make a run: private records in, a private release, particles, pictures, a report.
+
+    The same command with the same config and folder goes on with a run that was interrupted; a release that is
+    stored already is used again and costs nothing.
+    """
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.run import run
+
+    progress = Progress(quiet=quiet)
+    result = run(load_config(config, set_), output, progress)
+    epsilon = result.privacy["epsilon"]["upper"]
+    promise = f"epsilon {epsilon:.4g} at delta {result.privacy['delta']:g}, {result.privacy['relation']}"
+    progress.say("")
+    for metric in result.metrics:
+        beside = "".join(f", {name} {value:.4g}" for name, value in metric.baselines.items())
+        progress.say(f"{metric.name}: {metric.value:.4g}{beside}")
+    progress.say(
+        f"Privacy: {promise}" + ("" if result.privacy["publishable"] else "  DO NOT PUBLISH (see the report)")
+    )
+    for name in ("samples.png", "report.html"):
+        if (result.folder / name).exists():
+            progress.say(f"{'Picture' if name == 'samples.png' else 'Report'}: {result.folder / name}")
+    if result.mlflow_command:
+        progress.say(f"Tracking: {result.mlflow_command}")
+
+
+@app.command()
+def generate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
+    num: Annotated[int, typer.Option(min=1, help="number of samples")] = 10_000,
+    seed: Annotated[int | None, typer.Option(min=0, help="public seed; default: the run's")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Draw more samples from a stored release: free, and without any private file."""
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.run import generate as generate_samples
+
+    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet))
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what a run would release, at what noise, and what it costs; opens no private file."""
+    from dpsw_ray.plan import describe_plan
+
+    _show(describe_plan(load_config(config, set_)), as_json)
+
+
+@app.command()
+def ledger(
+    config: Annotated[
+        str, typer.Argument(metavar="[CONFIG]", help="whose ledger; default: this user's")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what every registered data set has spent, and check the ledger's hash chain."""
+    from dpsw_ray.privacy.ledger import Ledger
+
+    book = Ledger((load_config(config) if config else RunConfig()).ledger_path)
+    head = book.verify()
+    totals = {entry.name: book.total(entry.name).to_dict() for entry in book.datasets()}
+    _show({"ledger": str(book.path), "hash": head, "data sets": totals}, as_json)
+
+
+def main() -> None:
+    """Runs the command line; mistakes the user can mend end with one sentence and exit code 2."""
+    _guarded(lambda: app())
+
+
+def _guarded(command: Callable[[], Any]) -> None:
+    try:
+        command()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(explain_os_error(error))
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    from dpsw_ray.files import to_json
+
+    text = to_json(values)
+    print(text if as_json else "\n".join(_lines(json.loads(text))))
+
+
+def _lines(value: Any, indent: int = 0) -> list[str]:
+    lines: list[str] = []
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list) and item:
+            lines += [f"{'  ' * indent}{key}:", *_lines(item, indent + 1)]
+        else:
+            shown = f"{item:.6g}" if isinstance(item, float) else item
+            lines.append(f"{'  ' * indent}{key}: {shown}")
+    return lines

@@ -1,0 +1,208 @@
+"""Clusters and worker groups, and the ones that live in this process."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from dpsw_ray.errors import UserError
+
+__all__ = [
+    "Cluster",
+    "LocalCluster",
+    "Outcome",
+    "WorkerDied",
+    "WorkerGroup",
+    "attempt",
+    "collect",
+    "per_rank",
+]
+
+Args = tuple[Any, ...] | Sequence[tuple[Any, ...]]
+Outcome = tuple[bool, Any]
+"""What a worker hands back: (True, result) or (False, error); failures travel as values, never as raised."""
+
+
+class WorkerDied(UserError):
+    """A worker's process or machine is gone, and with it what it held."""
+
+    def __init__(self, rank: int, size: int = 1, doing: str = "") -> None:
+        super().__init__(rank, size, doing)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        rank, size, doing = self.args
+        during = f" during {doing}" if doing else ""
+        return (
+            f"Worker {rank} of {size} died{during}: killed, out of memory, or its machine left the cluster; "
+            "start the run again (fewer cluster.actors use less memory)."
+        )
+
+
+class WorkerGroup(Protocol):
+    """One object per rank, each living in a worker."""
+
+    @property
+    def size(self) -> int:
+        """How many objects."""
+
+    def call(self, method: str, args: Args = (), *, retry: bool = False) -> list[Any]:
+        """Calls a method on every object and waits for all of them.
+
+        Arrays in arguments and results are read-only snapshots, in this process as on a cluster.
+
+        Args:
+            method: its name.
+            args: one tuple for everybody, or a list with one tuple per rank.
+            retry: rebuild dead workers and repeat their part of the call, until the cluster's timeout has
+                passed. For pure methods only: the rebuilt object knows nothing but its factory's arguments.
+
+        Returns:
+            The results in rank order.
+
+        Raises:
+            UserError: of the lowest rank that raised one, as itself; any other error as a RuntimeError with
+                its type, place and message.
+            WorkerDied: a worker is gone (and `retry` was not asked for, or did not help in time).
+        """
+
+    def rebuild(self) -> None:
+        """Replaces dead workers and builds their objects anew from the factory and its arguments."""
+
+    def close(self) -> None:
+        """Forgets the objects; the workers stay."""
+
+
+class Cluster(Protocol):
+    """A fixed number of workers, each holding any number of objects."""
+
+    @property
+    def size(self) -> int:
+        """How many workers."""
+
+    def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
+        """Builds `factory(**kwargs)` for every rank; rank r lives in worker r modulo the cluster's size."""
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function once, in worker 0."""
+
+    def close(self) -> None:
+        """Ends the workers, and only what this cluster started."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
+    """Runs a function in a worker; an exception becomes a value without traceback, cause or notes.
+
+    A traceback that crosses processes is text and may quote a record: it stays where it was raised.
+    """
+    try:
+        return True, function(*args, **kwargs)
+    except Exception as error:
+        return False, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    if isinstance(error, UserError | OSError):
+        try:
+            copy: Exception = pickle.loads(pickle.dumps(error))
+            if type(copy) is type(error) and str(copy) == str(error):
+                copy.__dict__.pop("__notes__", None)
+                return copy
+        except Exception:  # an exotic constructor: the sentence is what matters
+            pass
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename
+    ]
+    where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return RuntimeError(f"{type(error).__name__}{where}: {error}")
+
+
+def collect(outcomes: Sequence[Outcome]) -> list[Any]:
+    """Returns the results, or raises the first failure."""
+    for succeeded, value in outcomes:
+        if not succeeded:
+            raise value
+    return [value for _, value in outcomes]
+
+
+def per_rank(args: Args, size: int) -> list[tuple[Any, ...]]:
+    """Spreads the arguments of a call over the ranks."""
+    if isinstance(args, tuple):
+        return [args] * size
+    if len(args) != size:
+        raise ValueError(f"{len(args)} argument tuples for {size} workers")
+    return list(args)
+
+
+def _snapshot(value: Any) -> Any:
+    """Copies arrays and locks them, as a trip through an object store would."""
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(_snapshot(item) for item in value)
+    if type(value) is dict:
+        return {key: _snapshot(item) for key, item in value.items()}
+    return value
+
+
+class _LocalGroup:
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+
+    @property
+    def size(self) -> int:
+        return len(self._parts)
+
+    def call(self, method: str, args: Args = (), *, retry: bool = False) -> list[Any]:
+        snapshots = per_rank(_snapshot(args), self.size)
+        pairs = zip(self._parts, snapshots, strict=True)
+        outcomes = [attempt(getattr(part, method), *own) for part, own in pairs]
+        return [_snapshot(result) for result in collect(outcomes)]
+
+    def rebuild(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._parts = []
+
+
+class LocalCluster:
+    """Workers in this process, one after the other: the same results without Ray."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """How many workers."""
+        return self._size
+
+    def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
+        """See `Cluster.spawn`."""
+        return _LocalGroup(collect([attempt(factory, **kwargs) for kwargs in kwargs_per_rank]))
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """See `Cluster.run`."""
+        return _snapshot(collect([attempt(function, *_snapshot(args))])[0])
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

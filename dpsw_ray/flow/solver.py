@@ -1,0 +1,157 @@
+"""The particle SDE: X <- X - h drift(X) + sqrt(2 lambda h) Z, projected to where the latents live."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.cluster.groups import Cluster
+from dpsw_ray.config import FlowConfig
+from dpsw_ray.files import atomic_path
+from dpsw_ray.flow.particles import allocate, confine, initial
+from dpsw_ray.flow.worker import DriftWorker
+from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT
+
+__all__ = ["FlowResult", "solve"]
+
+_CHECKPOINT_EVERY = 25
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """Where the particles ended.
+
+    Attributes:
+        particles: array of size [n, d], sorted by class.
+        labels: array of size [n], int32: the class block of each particle.
+        distances: sliced W2 distance to the release before each step.
+        stopped: why the flow ended, in words.
+    """
+
+    particles: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    distances: list[float]
+    stopped: str
+
+
+def solve(
+    targets: Targets,
+    config: FlowConfig,
+    *,
+    sphere: bool,
+    seed: int,
+    cluster: Cluster,
+    threads: int = 1,
+    checkpoint: Path | None = None,
+    on_step: Callable[[float], None] = lambda distance: None,
+) -> FlowResult:
+    """Moves particles until the sliced distance to the release stops falling.
+
+    Every step is a pure function of (particles, targets, step number, seed): a worker that died is rebuilt and
+    its part repeated, and a checkpoint continues with the bits an uninterrupted run would have had.
+
+    Args:
+        targets: CDFs and class shares from `release.quantiles.denoise`.
+        config: steps, step size, schedule, diffusion, stopping rule.
+        sphere: whether the latents live on the unit sphere (else in the ball).
+        seed: public seed of the initial particles and the Wiener noise.
+        cluster: who computes; the result does not depend on its size.
+        threads: threads per worker.
+        checkpoint: a file to resume from and to save to.
+        on_step: called with the sliced distance before each step.
+    """
+    slices = targets.slices
+    count, dim = slices.directions.shape
+    offsets = allocate(targets.weights, config.particles, config.class_balance)
+    sizes = np.diff(offsets)
+    particles = initial(config.particles, dim, sphere, seed)
+    distances: list[float] = []
+    identity = _identity(targets, config, sphere, seed)
+    if checkpoint is not None and (found := _restore(checkpoint, identity)) is not None:
+        particles, distances = found
+        for distance in distances:
+            on_step(distance)
+
+    cuts = np.linspace(0, count, min(cluster.size, count) + 1).astype(int)
+    blocks = [slices.part(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+    workers = cluster.spawn(
+        DriftWorker, [{"slices": block, "kernel": config.kernel, "threads": threads} for block in blocks]
+    )
+    step_size = float(dim) if config.step_size == "auto" else float(config.step_size)
+    stopped = f"all {config.steps} steps taken"
+    try:
+        for step in range(len(distances), config.steps):
+            if _stalled(distances, config):
+                stopped = f"the sliced distance stopped falling after {step} steps"
+                break
+            parts = workers.call("drift", (particles, offsets), retry=True)
+            total = sum(part for part, _ in parts)  # int64: the same bits in any order
+            cost = sum(part for _, part in parts)
+            distance = math.sqrt(float(cost @ sizes) * COST_UNIT / (count * config.particles))
+            distances.append(distance)
+            on_step(distance)
+            h = step_size * _schedule(config, step)
+            moved = particles + (h * DRIFT_UNIT / count) * total
+            if config.diffusion:
+                wiener = np.random.default_rng([seed, 0x5DE, step]).standard_normal(moved.shape)
+                moved += math.sqrt(2 * config.diffusion * h) * wiener
+            particles = confine(moved, sphere)
+            if checkpoint is not None and (step + 1) % _CHECKPOINT_EVERY == 0:
+                _save(checkpoint, identity, particles, distances)
+    finally:
+        workers.close()
+    if checkpoint is not None:
+        _save(checkpoint, identity, particles, distances)
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    return FlowResult(particles, labels, distances, stopped)
+
+
+def _stalled(distances: list[float], config: FlowConfig) -> bool:
+    """True when the last `patience` steps have not lowered the best distance by the tolerance."""
+    if len(distances) <= config.patience:
+        return False
+    before = min(distances[: -config.patience])
+    return min(distances[-config.patience :]) > before * (1.0 - config.tolerance)
+
+
+def _schedule(config: FlowConfig, step: int) -> float:
+    """The step size at `step` as a share of the full one."""
+    progress = step / config.steps
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if config.schedule == "inverse":
+        return 1.0 / (1.0 + 10.0 * progress)
+    return 1.0
+
+
+def _identity(targets: Targets, config: FlowConfig, sphere: bool, seed: int) -> str:
+    """Hash of everything that decides the particles' path."""
+    h = hashlib.sha256(repr((config.model_dump(exclude={"kernel", "parallel"}), sphere, seed)).encode())
+    for array in (targets.slices.directions, targets.slices.cdf, targets.slices.kernel, targets.weights):
+        h.update(np.ascontiguousarray(array).tobytes())
+    return h.hexdigest()
+
+
+def _save(path: Path, identity: str, particles: NDArray[np.float64], distances: list[float]) -> None:
+    with atomic_path(path) as aside, aside.open("wb") as stream:
+        np.savez(stream, identity=np.array(identity), particles=particles, distances=np.array(distances))
+
+
+def _restore(path: Path, identity: str) -> tuple[NDArray[np.float64], list[float]] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["identity"]) != identity:
+                return None
+            return stored["particles"], stored["distances"].tolist()
+    except (OSError, ValueError, KeyError):
+        return None  # a damaged checkpoint costs time, nothing else

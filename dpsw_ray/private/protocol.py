@@ -1,0 +1,107 @@
+"""The release as a protocol: charge, sum under masks, write, commit. Runs on the driver, which sees no true sum.
+
+    pending.json   the release's random id is durable before anything else
+    charge         the ledger's entry is durable before the first noisy number exists
+    noise key      made by shard 0 on the private side, durable, tied to this plan and these latents
+    messages       masked modulo 2^64; their sum is the noisy table
+    release/       written atomically, the manifest last
+    commit         the noise key is destroyed
+
+Whoever starts again in the middle finds one of three states: a whole release (free), a charged one whose key
+still exists (free: the retry gives the same bits), or a charged one without a key, which is charged again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.cluster.groups import WorkerDied, WorkerGroup
+from dpsw_ray.files import write_json
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.masking import unmask
+from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.release import Release
+
+__all__ = ["release_once"]
+
+_ATTEMPTS = 3
+
+
+def release_once(
+    shards: WorkerGroup,
+    make_plan: Callable[[str], ReleasePlan],
+    folder: Path,
+    *,
+    ledger: Ledger,
+    account: str,
+    run_id: str,
+    noise_seed: int | None,
+    manifest: Callable[[ReleasePlan], Mapping[str, Any]],
+) -> Release:
+    """Returns the stored release of `folder`, or makes and pays for it.
+
+    Args:
+        shards: the private shards, latents in place.
+        make_plan: from a release id to the plan.
+        folder: where the release lives.
+        ledger: who is charged, at `account`.
+        account: name of the registered data set.
+        run_id: for the ledger's entry.
+        noise_seed: reproducible noise, or None.
+        manifest: what the stored release says of itself, called after the charge.
+    """
+    pending = folder / "pending.json"
+    if (folder / "manifest.json").exists():
+        release = Release.load(folder)
+        _commit(shards, str(release.manifest["release_id"]), pending)
+        return release
+    plan = _begun(shards, make_plan, pending, ledger)
+    if plan is None:
+        release_id = secrets.token_hex(16)
+        write_json(pending, {"release_id": release_id})
+        plan = make_plan(release_id)
+        ledger.charge(account, [plan.event], run_id, release_id=release_id)
+    release = Release.from_plan(plan, _noisy_total(shards, plan, noise_seed), manifest(plan))
+    release.save(folder)
+    _commit(shards, plan.release_id, pending)
+    return release
+
+
+def _begun(
+    shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, ledger: Ledger
+) -> ReleasePlan | None:
+    """The plan of a release that was charged and begun here and may be repeated for free, if there is one."""
+    try:
+        release_id = str(json.loads(pending.read_text())["release_id"])
+    except (OSError, ValueError, KeyError):
+        return None
+    if ledger.find_charge(release_id) is None:
+        return None
+    plan = make_plan(release_id)
+    return plan if shards.call("can_repeat", (plan,))[0] else None
+
+
+def _noisy_total(shards: WorkerGroup, plan: ReleasePlan, noise_seed: int | None) -> NDArray[np.int64]:
+    for attempt in range(_ATTEMPTS):
+        try:
+            public_keys = shards.call("announce")
+            return unmask(shards.call("contribute", (plan, public_keys, noise_seed)))
+        except WorkerDied:
+            # The whole round again, under fresh masks: the noise key outlives the worker that made it, so the
+            # total has the same bits.
+            if attempt == _ATTEMPTS - 1:
+                raise
+            shards.rebuild()
+    raise AssertionError("unreachable")
+
+
+def _commit(shards: WorkerGroup, release_id: str, pending: Path) -> None:
+    shards.call("commit", (release_id,))
+    pending.unlink(missing_ok=True)

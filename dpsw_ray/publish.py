@@ -1,0 +1,194 @@
+"""What a run leaves behind: files, report, MLflow. Everything here comes from the release and from public records."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.config import RunConfig
+from dpsw_ray.data.split import DatasetInfo
+from dpsw_ray.encoders import Encoder
+from dpsw_ray.evaluation.pictures import curve_figure, image_grid, slices_figure
+from dpsw_ray.evaluation.report import Metric, ReportContext, render_report
+from dpsw_ray.files import write_bytes, write_json, write_text
+from dpsw_ray.flow.solver import FlowResult
+from dpsw_ray.plan import ledger_account
+from dpsw_ray.privacy.accountants import account
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.release import Release, ReleasePlan
+from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.samples import write_particles, write_samples
+from dpsw_ray.slicing.grid import SCALE
+from dpsw_ray.tracking import Tracker
+
+__all__ = ["Results", "publish", "release_manifest"]
+
+_PER_CLASS = 10
+_PANELS = 8
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the pipeline computed; nothing in it is private."""
+
+    config: RunConfig
+    info: DatasetInfo
+    encoder: Encoder
+    release: Release
+    targets: Targets
+    flow: FlowResult
+    samples: tuple[NDArray[Any], NDArray[np.int32]]
+    metrics: list[Metric]
+    timings: dict[str, float]
+
+
+def release_manifest(
+    config: RunConfig, plan: ReleasePlan, info: DatasetInfo, encoder: Encoder, ledger: Ledger
+) -> dict[str, Any]:
+    """What a stored release says of itself beside its layout."""
+    p = config.privacy
+    entry = ledger.find_charge(plan.release_id)
+    classes = list(info.classes) if plan.class_conditional else []
+    return {
+        "release_id": plan.release_id,
+        "method": config.method,
+        "data": config.data.account,
+        "privacy": account([plan.event], p.relation, p.delta).to_dict(),
+        "publishable": p.publishable,
+        "reproducible_noise": p.noise_seed is not None,
+        "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
+        "directions_seed": config.seed,
+        "classes": classes,
+        "class_names": list(info.class_names or info.classes) if classes else [],
+        "private_records": info.private_count,
+        "sphere": encoder.sphere,
+        "versions": _versions(),
+        "created": _now(),
+    }
+
+
+def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
+    """Writes the run's files and records them in MLflow; returns what `privacy.json` holds."""
+    config, release, flow = results.config, results.release, results.flow
+    records, labels = results.samples
+    schema, names = results.encoder.schema, list(release.manifest["class_names"])
+    total = ledger.total(ledger_account(config))
+    privacy = {
+        **release.manifest["privacy"],
+        "publishable": release.publishable,
+        "warnings": _warnings(config),
+        "ledger": {
+            "name": total.dataset.name,
+            "total_epsilon": total.epsilon.upper,
+            "charges": total.charges,
+            "entry": release.manifest["ledger"]["entry"],
+        },
+    }
+    steps = list(range(len(flow.distances)))
+    samples_png = None
+    if schema.kind == "image":
+        assert schema.value_range is not None
+        samples_png = image_grid(records, labels if names else None, names, _PER_CLASS, schema.value_range)
+    slices_png = _slices(results)
+    curve_png = curve_figure(steps, flow.distances, "Convergence of the flow", "sliced W2 to the release")
+
+    write_json(folder / "privacy.json", privacy)
+    write_particles(folder / "particles.arrow", flow.particles, flow.labels)
+    write_samples(folder / "samples.parquet", records, labels, schema, release.manifest["classes"])
+    if samples_png is not None:
+        write_bytes(folder / "samples.png", samples_png)
+    figures = {
+        metric.name: {
+            "value": metric.value,
+            "baselines": dict(metric.baselines),
+            "explanation": metric.explanation,
+        }
+        for metric in results.metrics
+    }
+    flow_facts = {"steps": len(flow.distances), "stopped": flow.stopped, "distances": flow.distances}
+    write_json(folder / "metrics.json", {"metrics": figures, "flow": flow_facts, "seconds": results.timings})
+    context = ReportContext(
+        name=config.name,
+        publishable=release.publishable,
+        reasons=privacy["warnings"],
+        privacy=privacy,
+        metrics=results.metrics,
+        samples_png=samples_png,
+        slices_png=slices_png,
+        curve_png=curve_png,
+        timings=results.timings,
+        release=_facts(results),
+        config_yaml=config.to_yaml(),
+        versions=_versions(),
+        created=_now(),
+    )
+    write_text(folder / "report.html", render_report(context))
+
+    tracker.metrics({"epsilon": float(privacy["epsilon"]["upper"]), "delta": float(privacy["delta"])})
+    tracker.metrics({metric.name: metric.value for metric in results.metrics})
+    tracker.metrics({f"seconds/{phase}": seconds for phase, seconds in results.timings.items()})
+    tracker.step_metrics({"flow/sliced W2 to the release": list(zip(steps, flow.distances, strict=True))})
+    tracker.tags({"publishable": release.publishable, "relation": privacy["relation"], "folder": folder})
+    for name in ("privacy.json", "metrics.json", "report.html", "config.yaml", "samples.png"):
+        if (folder / name).exists():
+            tracker.artifact(folder / name)
+    tracker.artifact(folder / "release" / "manifest.json", "release")
+    tracker.figure("slices", slices_png)
+    tracker.figure("convergence", curve_png)
+    return privacy
+
+
+def _warnings(config: RunConfig) -> list[str]:
+    p, found = config.privacy, []
+    if p.epsilon == float("inf"):
+        found.append("privacy.epsilon is infinite: no noise was added, and there is no privacy.")
+    if p.noise_seed is not None:
+        found.append("privacy.noise_seed is set: whoever knows the seed can take the noise away again.")
+    if p.research:
+        found.append(
+            "privacy.research is set: the release was charged to a research account, not to the data set's own."
+        )
+    return found
+
+
+def _slices(results: Results) -> bytes:
+    """Released and particles' densities along the first directions, over all classes, both smoothed."""
+    slices = results.targets.slices
+    count = min(_PANELS, len(slices.directions))
+    released = np.einsum("c,cjb->jb", results.targets.weights, np.diff(slices.cdf[:, :count], axis=2))
+    rng = np.random.default_rng(0)
+    projections = results.flow.particles @ slices.directions[:count].T
+    smoothed = projections + slices.grid.sigma * rng.standard_normal(projections.shape)
+    return slices_figure(slices.grid.edges, released, smoothed.T)
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    release = results.release
+    return {
+        "method": results.config.method,
+        "directions": len(release.directions),
+        "latent dimension": release.dim,
+        "bins": release.grid.bins,
+        "smoothing sigma": release.grid.sigma,
+        "classes": release.blocks,
+        "noise per cell, in records": release.noise_std / SCALE,
+        "private records": release.manifest["private_records"],
+        "particles": len(results.flow.particles),
+        "flow": results.flow.stopped,
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("dpsw-ray", "numpy", "torch", "ray", "numba", "prv-accountant", "mlflow")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,322 @@
+"""The pipeline of one run: private records in, a private release, particles, pictures, one honest epsilon out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpsw_ray.cluster import Cluster, WorkerGroup, open_cluster
+from dpsw_ray.config import RunConfig, load_config
+from dpsw_ray.data import Dataset, open_dataset
+from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encoder, load_encoder
+from dpsw_ray.errors import UserError
+from dpsw_ray.evaluation.evaluate import evaluate
+from dpsw_ray.evaluation.report import Metric
+from dpsw_ray.files import write_json
+from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.output import RunFolder, resolve_output
+from dpsw_ray.plan import ledger_account, make_plan
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.ingest import ingest
+from dpsw_ray.private.protocol import release_once
+from dpsw_ray.private.shard import Shard
+from dpsw_ray.progress import Progress, Task
+from dpsw_ray.publish import Results, publish, release_manifest
+from dpsw_ray.release import Release
+from dpsw_ray.release.quantiles import Targets, denoise
+from dpsw_ray.samples import write_samples
+from dpsw_ray.tracking import open_tracker
+
+__all__ = ["RunResult", "generate", "run"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run hands back; everything is in its folder too."""
+
+    folder: Path
+    privacy: dict[str, Any]
+    metrics: list[Metric]
+    mlflow_command: str
+
+
+@dataclass
+class _Timings:
+    """Seconds by phase. Phases that touch private records are left out where their length would tell N."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, *, tells_count: bool = False) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if not tells_count:
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def run(config: RunConfig, output: Path | None = None, progress: Progress | None = None) -> RunResult:
+    """Makes one run, or goes on with the same run in the same folder; see the README for its outputs.
+
+    Args:
+        config: the run.
+        output: its folder; default `runs/<name>`.
+        progress: where to report; default: standard output.
+
+    Raises:
+        UserError: anything the user can mend, in one sentence.
+    """
+    progress = progress or Progress()
+    path = resolve_output(config, output)
+    timings = _Timings()
+    hidden = config.privacy.relation == "add_remove"
+    ledger = Ledger(config.ledger_path)
+    with (
+        RunFolder(config, path) as folder,
+        open_tracker(config.tracking, path.parent, config.name) as tracker,
+        open_cluster(config.cluster) as cluster,
+    ):
+        tracker.params(config.model_dump(mode="json"))
+        with timings.phase("data", tells_count=hidden):
+            data = _open_data(config, cluster, progress)
+            _check_delta(config, data)
+        with timings.phase("encoder"):
+            encoder = _fit_encoder(config, data, folder / "encoder", progress)
+        shards = _spawn_shards(config, cluster, data, folder / "encoder")
+        with timings.phase("private latents", tells_count=hidden):
+            progress.say("Encoding private records (on the private side)")
+            shards.call("encode")
+        with timings.phase("release", tells_count=hidden):
+            release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
+        with timings.phase("denoise"):
+            targets = denoise(release)
+        with timings.phase("flow"):
+            flow = _flow(config, targets, encoder, cluster, folder / "checkpoints" / "flow.npz", progress)
+        with timings.phase("decode"):
+            samples = _decode(config.seed, flow, encoder, release)
+        with timings.phase("evaluation"):
+            metrics = _evaluate(config, data, flow, samples, encoder, progress)
+        if config.evaluation.research:
+            _research(config, shards, flow, folder / "research" / "metrics.json", progress)
+        results = Results(
+            config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds
+        )
+        privacy = publish(results, folder.path, ledger, tracker)
+        return RunResult(path, privacy, metrics, tracker.ui_command)
+
+
+def generate(
+    folder: Path, out: Path, num: int, seed: int | None = None, progress: Progress | None = None
+) -> None:
+    """Draws more samples from a stored release: post-processing, nothing is charged and no record is read.
+
+    Args:
+        folder: of a finished run.
+        out: the Parquet file to write.
+        num: number of samples.
+        seed: public seed of the new particles; default: the run's, so that the run's own number of
+            particles gives the run's own samples.
+        progress: where to report.
+    """
+    progress = progress or Progress()
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is not the folder of a run (config.yaml is missing).")
+    config = load_config(folder / "config.yaml")
+    flow = config.flow.model_copy(update={"particles": num})
+    config = config.model_copy(update={"flow": flow, "seed": config.seed if seed is None else seed})
+    release = Release.load(folder / "release")
+    encoder = load_encoder(folder / "encoder")
+    with open_cluster(config.cluster) as cluster:
+        result = _flow(config, denoise(release), encoder, cluster, None, progress)
+    records, labels = _decode(config.seed, result, encoder, release)
+    write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
+    progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
+
+
+def _open_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
+    data = open_dataset(config.data, config.home, config.privacy.relation)
+    if data is None:
+        progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")
+        cluster.run(ingest, config.data, config.home, config.privacy.relation)
+        data = open_dataset(config.data, config.home, config.privacy.relation)
+        assert data is not None
+    return data
+
+
+def _check_delta(config: RunConfig, data: Dataset) -> None:
+    count, delta = data.info.private_count, config.privacy.delta
+    if count is not None and delta >= 1 / count and not config.privacy.force_delta:
+        raise UserError(
+            f"privacy.delta {delta:g} is not below 1/N = {1 / count:.3g} for the {count:,} private records: at such a "
+            "delta a mechanism may publish a record whole; choose a smaller one, or set privacy.force_delta: true."
+        )
+
+
+def _fit_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progress) -> Encoder:
+    public = data.public()
+
+    def train() -> Encoder:
+        with progress.task("Training the encoder on the public part", config.encoder.epochs) as task:
+            return fit_encoder(
+                data.info.schema, public.values, config.encoder, config.seed,
+                bounds=config.data.bounds, progress=_advance(task), device=_device(),
+            )  # fmt: skip
+
+    encoder = cached_encoder(config, data.info.schema, digest_arrays(public.values), config.home, train)
+    if not (folder / "encoder.json").exists():
+        encoder.save(folder)
+    return encoder
+
+
+def _spawn_shards(config: RunConfig, cluster: Cluster, data: Dataset, encoder_dir: Path) -> WorkerGroup:
+    key = hashlib.sha256((encoder_dir / "encoder.json").read_bytes()).hexdigest()[:32]
+    shared = {
+        "size": cluster.size,
+        "private_dir": data.private_dir,
+        "encoder_dir": encoder_dir,
+        "latents_key": key,
+    }
+    return cluster.spawn(
+        Shard, [{"rank": r, "threads": _threads(config), **shared} for r in range(cluster.size)]
+    )
+
+
+def _release(
+    config: RunConfig,
+    data: Dataset,
+    encoder: Encoder,
+    shards: WorkerGroup,
+    folder: Path,
+    ledger: Ledger,
+    progress: Progress,
+) -> Release:
+    p, name = config.privacy, ledger_account(config)
+    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    stored = (folder / "manifest.json").exists()
+    progress.say(
+        f"Using the release stored in {folder}: nothing is charged"
+        if stored
+        else "Releasing: charge, sum, noise"
+    )
+
+    return release_once(
+        shards,
+        lambda release_id: make_plan(config, encoder.latent_dim, len(data.info.classes), release_id),
+        folder,
+        ledger=ledger,
+        account=name,
+        run_id=config.name,
+        noise_seed=p.noise_seed,
+        manifest=lambda plan: release_manifest(config, plan, data.info, encoder, ledger),
+    )
+
+
+def _flow(
+    config: RunConfig,
+    targets: Targets,
+    encoder: Encoder,
+    cluster: Cluster,
+    checkpoint: Path | None,
+    progress: Progress,
+) -> FlowResult:
+    with progress.task("Moving particles", config.flow.steps) as task:
+        return solve(
+            targets,
+            config.flow,
+            sphere=encoder.sphere,
+            seed=config.seed,
+            cluster=cluster,
+            threads=_threads(config),
+            checkpoint=checkpoint,
+            on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
+        )
+
+
+def _decode(
+    seed: int, flow: FlowResult, encoder: Encoder, release: Release
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    labels = flow.labels if release.manifest["classes"] else np.full_like(flow.labels, -1)
+    order = np.random.default_rng([seed, 0x5AFE]).permutation(len(labels))
+    return encoder.decode(flow.particles)[order], labels[order]
+
+
+def _evaluate(
+    config: RunConfig,
+    data: Dataset,
+    flow: FlowResult,
+    samples: tuple[NDArray[Any], NDArray[np.int32]],
+    encoder: Encoder,
+    progress: Progress,
+) -> list[Metric]:
+    fit = Metric(
+        "sliced W2 to the release",
+        flow.distances[-1],
+        explanation="What is left between the particles and the noisy slices; the noise is part of it.",
+        better="lower",
+    )
+    if not config.evaluation.enabled:
+        return [fit]
+    with progress.task("Evaluating on public and test records") as task:
+        return [
+            fit,
+            *evaluate(
+                config.evaluation,
+                particles=flow.particles,
+                samples=samples,
+                public=data.public(),
+                test=data.test(),
+                encoder=encoder,
+                classes=data.info.classes,
+                seed=config.seed,
+                home=config.home,
+                progress=_advance(task),
+            ),
+        ]
+
+
+def _research(
+    config: RunConfig, shards: WorkerGroup, flow: FlowResult, path: Path, progress: Progress
+) -> None:
+    progress.say(
+        "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
+    )
+    distance = shards.call(
+        "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.seed)
+    )[0]
+    write_json(
+        path,
+        {
+            "epsilon": math.inf,
+            "warning": "Computed from private records without noise: not covered by the run's epsilon, never publish.",
+            "sliced_w2_to_private_latents": distance,
+            "directions": config.evaluation.directions,
+        },
+    )
+
+
+def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:
+    def report(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        task.total = total
+        task.advance(done - task.done, " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    return report
+
+
+def _threads(config: RunConfig) -> int:
+    if config.cluster.executor == "local":
+        return os.cpu_count() or 1
+    return max(1, int(config.cluster.cpus_per_actor))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,260 @@
+"""MLflow, on the driver only: its import costs 90 MB and its data base wants a single writer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import math
+import os
+import re
+import shlex
+import socket
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from dpsw_ray.config import TrackingConfig
+from dpsw_ray.errors import UserError
+
+__all__ = ["Tracker", "open_tracker"]
+
+
+_LOGGER = logging.getLogger(__name__)
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A server that went away must not hold up a run for many minutes at every call.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+_KEY, _PARAM, _TAG, _METRICS, _PAIRS = 250, 6000, 5000, 1000, 100  # MLflow's limits on texts and batches
+
+
+class Tracker:
+    """One MLflow run; without a client, the same interface doing nothing.
+
+    As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt). Should
+    the store fail in the middle, the tracker warns once and goes silent: the run's folder holds everything
+    anyway, and a release that was paid for must not be lost to a tracking server.
+    """
+
+    def __init__(self, client: Any = None, run_id: str = "", uri: str = "") -> None:
+        self._client = client
+        self._uri = uri
+        self.run_id = run_id
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return self._client is not None
+
+    @property
+    def ui_command(self) -> str:
+        """The command that shows the results, or the server's address; empty when disabled."""
+        if not self._uri or _is_server(self._uri):
+            return _shown(self._uri)
+        return f"mlflow ui --backend-store-uri {shlex.quote(_shown(self._uri))}"
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Records parameters; nested ones as `section.key`, long ones cut at MLflow's limit."""
+        if self.enabled:
+            from mlflow.entities import Param
+
+            self._log(params=[Param(_name(key), str(value)[:_PARAM]) for key, value in _flat(values)])
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Records numbers, at a step if given. Infinite ones become tags: MLflow would store 1.8e308."""
+        self.step_metrics({name: [(step or 0, value)] for name, value in values.items()})
+
+    def step_metrics(self, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Records whole curves, name -> (step, value) pairs, in as few transactions as possible."""
+        if self.enabled:
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            points = [
+                (_name(name), step, float(value)) for name, curve in series.items() for step, value in curve
+            ]
+            finite = [Metric(name, value, now, step) for name, step, value in points if math.isfinite(value)]
+            self._log(metrics=finite)
+            self.tags({name: value for name, _, value in points if not math.isfinite(value)})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Sets tags."""
+        if self.enabled:
+            from mlflow.entities import RunTag
+
+            self._log(tags=[RunTag(_name(key), str(value)[:_TAG]) for key, value in _flat(values)])
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copies a file, or all that a folder holds, into the run's artifacts."""
+        kind = "log_artifacts" if Path(path).is_dir() else "log_artifact"
+        self._try(lambda client: getattr(client, kind)(self.run_id, str(path), folder))
+
+    def figure(self, name: str, png: bytes) -> None:
+        """Stores a picture as `figures/<name>.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{name}.png")
+            path.write_bytes(png)
+            self.artifact(path, "figures")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._try(lambda client: client.set_terminated(self.run_id, status))
+
+    def _log(self, **entities: list[Any]) -> None:
+        for kind, items in entities.items():
+            size = _METRICS if kind == "metrics" else _PAIRS
+            for start in range(0, len(items), size):
+                batch = {kind: items[start : start + size]}
+                self._try(partial(_log_batch, run_id=self.run_id, batch=batch))
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self._client is None:
+            return
+        try:
+            action(self._client)
+        except Exception as error:
+            self._client = None
+            _LOGGER.warning(
+                "MLflow stopped recording (%s); the run goes on, its folder is complete.", _line(error)
+            )
+
+
+def open_tracker(
+    config: TrackingConfig, output_root: Path, run_name: str, *, parent: str | None = None
+) -> Tracker:
+    """Starts an MLflow run in the configured store, by default a SQLite data base under `output_root`.
+
+    Args:
+        config: whether to track, where, and under which experiment.
+        output_root: the folder of all runs; gets `mlflow.db` and `mlartifacts/`.
+        run_name: the run's name in MLflow.
+        parent: the id of the run to nest this one under.
+
+    Raises:
+        UserError: the store does not answer, is not writable, or is not an MLflow store.
+    """
+    if not config.enabled:
+        return Tracker()
+    root = Path(output_root).absolute()
+    uri = config.uri or f"sqlite:///{root / 'mlflow.db'}"
+    _check(uri)
+    try:
+        client = _client(uri)
+        with _alone(uri):
+            experiment = _experiment(
+                client, config.experiment, None if _is_server(uri) else root / "mlartifacts"
+            )
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run = client.create_run(experiment, tags=tags, run_name=run_name)
+    except Exception as error:
+        raise _refused(uri, _line(error)) from None
+    return Tracker(client, run.info.run_id, uri)
+
+
+def _log_batch(client: Any, run_id: str, batch: dict[str, list[Any]]) -> None:
+    client.log_batch(run_id, **batch)
+
+
+def _client(uri: str) -> Any:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(
+            client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None)
+        )
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _check(uri: str) -> None:
+    """Refuses in seconds what MLflow would try for minutes, or create halfway."""
+    if _is_server(uri):
+        try:
+            parts = urlsplit(uri)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=5.0).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise _refused(uri, _line(error)) from None
+    elif (path := _database(uri)) is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("PRAGMA user_version = 0")  # really writes: a read-only file passes BEGIN
+                connection.execute("ROLLBACK")
+                connection.execute("SELECT count(*) FROM sqlite_master")
+        except (OSError, sqlite3.Error) as error:
+            raise _refused(uri, _line(error)) from None
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time creates a data base: two at once break MLflow's migrations."""
+    path = _database(uri)
+    if path is None:
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _database(uri: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _refused(uri: str, reason: str) -> UserError:
+    return UserError(
+        f"tracking.uri: MLflow cannot use {_shown(uri)} ({reason}); give the address of a running server or "
+        "sqlite:////absolute/path/mlflow.db, or set tracking.enabled: false."
+    )
+
+
+def _shown(uri: str) -> str:
+    return re.sub(r"(?<=//)[^/@]*@", "", uri)  # no password on a screen
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _name(key: str) -> str:
+    return re.sub(r"[^\w./: -]", "_", key)[:_KEY]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
+    return pairs

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpsw_ray.cluster import Cluster, WorkerDied, WorkerGroup, open_cluster
+from dpsw_ray.config import ClusterConfig
+from dpsw_ray.errors import PrivateSideError, UserError
+
+
+class Part:
+    """A plain class: what the private wing and the flow put on workers."""
+
+    def __init__(self, rank: int, flag: Path | None = None) -> None:
+        self.rank = rank
+        self.flag = flag
+        self.state = np.zeros(3)
+
+    def scale(self, values: np.ndarray, by: float) -> np.ndarray:
+        return values * by + self.rank
+
+    def add(self, value: float) -> np.ndarray:
+        self.state += value
+        return self.state
+
+    def spoil(self, values: np.ndarray) -> None:
+        values[0] = 1.0
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def refuse(self, text: str) -> None:
+        try:
+            raise ValueError("record 0.123")
+        except ValueError:
+            raise PrivateSideError(text) from None
+
+    def stumble(self) -> None:
+        raise KeyError("bins")
+
+    def write(self) -> None:
+        Path("/nowhere/file").write_text("")
+
+    def die(self) -> None:
+        os._exit(1)
+
+    def die_once(self, values: np.ndarray) -> float:
+        assert self.flag is not None
+        if self.rank == 1 and not self.flag.exists():
+            self.flag.touch()
+            os._exit(1)
+        return float(values.sum()) + self.rank
+
+
+def config(**values: Any) -> ClusterConfig:
+    return ClusterConfig(**{"executor": "ray", "actors": 2, "timeout_s": 60.0} | values)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(ray_session: None) -> Iterator[Cluster]:
+    with open_cluster(config()) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["local", "ray"])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    if request.param == "local":
+        return open_cluster(config(executor="local"))
+    opened: Cluster = request.getfixturevalue("ray_cluster")
+    return opened
+
+
+def spawn(cluster: Cluster, flag: Path | None = None, size: int = 2) -> WorkerGroup:
+    return cluster.spawn(Part, [{"rank": rank, "flag": flag} for rank in range(size)])
+
+
+def test_results_come_back_in_rank_order(cluster: Cluster) -> None:
+    group = spawn(cluster)
+    broadcast = group.call("scale", (np.arange(4.0), 2.0))
+    assert [type(result) for result in broadcast] == [np.ndarray, np.ndarray]
+    np.testing.assert_array_equal(broadcast, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    own = group.call("scale", [(np.ones(1), 1.0), (np.ones(1), 5.0)])
+    np.testing.assert_array_equal(own, [[1], [6]])
+    assert (cluster.size, group.size) == (2, 2)
+
+
+def test_a_group_may_be_larger_or_smaller_than_the_cluster(cluster: Cluster) -> None:
+    for size in (1, 5):
+        results = spawn(cluster, size=size).call("scale", (np.zeros(1), 1.0))
+        assert [result.item() for result in results] == list(range(size))
+
+
+def test_results_are_snapshots_and_arguments_read_only(cluster: Cluster) -> None:
+    group = spawn(cluster)
+    first = group.call("add", (1.0,))[0]
+    group.call("add", (1.0,))
+    np.testing.assert_array_equal(first, np.ones(3))
+    assert not first.flags.writeable
+    with pytest.raises(RuntimeError, match="read-only"):
+        group.call("spoil", (np.zeros(3),))
+
+
+def test_user_errors_arrive_as_themselves_without_a_traceback(cluster: Cluster) -> None:
+    group = spawn(cluster)
+    with pytest.raises(UserError) as caught:
+        group.call("refuse", ("Binning failed with a ValueError.",))
+    assert type(caught.value) is PrivateSideError
+    assert str(caught.value) == "Binning failed with a ValueError."
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert "0.123" not in "".join(traceback.format_exception(caught.value))
+    assert group.call("scale", (np.zeros(1), 1.0))[1] == 1.0, "the worker lives on"
+
+
+def test_other_errors_name_type_place_and_message(cluster: Cluster) -> None:
+    group = spawn(cluster)
+    with pytest.raises(RuntimeError, match=r"KeyError in test_cluster.py, line \d+: 'bins'"):
+        group.call("stumble")
+    with pytest.raises(FileNotFoundError) as caught:
+        group.call("write")
+    assert caught.value.filename == "/nowhere/file"
+
+
+def test_run_calls_one_function(cluster: Cluster) -> None:
+    np.testing.assert_array_equal(cluster.run(np.cumsum, np.arange(3)), [0, 1, 3])
+    with pytest.raises(UserError, match="refused"):
+        cluster.run(_refuse)
+
+
+def _refuse() -> None:
+    raise UserError("refused")
+
+
+def test_an_error_in_a_factory_arrives(cluster: Cluster) -> None:
+    with pytest.raises(RuntimeError, match="TypeError"):
+        cluster.spawn(Part, [{"wrong": 1}])
+
+
+def test_both_phases_share_the_same_processes(ray_cluster: Cluster) -> None:
+    private, flow = spawn(ray_cluster), spawn(ray_cluster)
+    pids = private.call("pid")
+    assert len({*pids, os.getpid()}) == 3
+    private.close()
+    assert flow.call("pid") == pids
+
+
+def test_a_dead_worker_is_named_and_never_repeated_unasked(ray_cluster: Cluster) -> None:
+    group, other = spawn(ray_cluster), spawn(ray_cluster)
+    pids = group.call("pid")
+    with pytest.raises(WorkerDied, match="Worker 0 of 2 died during die") as caught:
+        group.call("die")
+    assert caught.value.rank == 0
+    with pytest.raises(WorkerDied):
+        group.call("pid")
+    group.rebuild()
+    assert not set(group.call("pid")) & set(pids)
+    np.testing.assert_array_equal(group.call("add", (1.0,)), np.ones((2, 3)))
+    with pytest.raises(WorkerDied):  # what it held is gone, although its worker is back
+        other.call("pid")
+    assert other.call("pid", retry=True) == group.call("pid")
+    assert ray_cluster.run(os.getpid) in group.call("pid")
+
+
+def test_a_pure_step_is_repeated_on_request(ray_cluster: Cluster, tmp_path: Path) -> None:
+    group = spawn(ray_cluster, tmp_path / "died")
+    assert group.call("die_once", (np.ones(2),), retry=True) == [2.0, 3.0]
+
+
+def test_repeating_ends_at_the_deadline(ray_session: None) -> None:
+    with open_cluster(config(actors=1, timeout_s=3.0)) as cluster, pytest.raises(WorkerDied):
+        spawn(cluster, size=1).call("die", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"gpus_per_actor": 1},
+            r"cluster\.gpus_per_actor: 2 actors with 1 each ask for 2 GPUs, but .* has 0; choose 0",
+        ),
+        ({"cpus_per_actor": 16}, r"cluster\.cpus_per_actor: .* ask for 32 CPUs, but the Ray cluster has 4"),
+        ({"gpus_per_actor": 1.5}, "must be whole"),
+    ],
+)
+def test_what_the_cluster_lacks_is_refused_in_time(
+    ray_session: None, values: dict[str, float], message: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        open_cluster(config(timeout_s=1.0, **values))
+    assert time.monotonic() - started < 10
+
+
+def test_closing_leaves_a_foreign_ray_running(ray_session: None) -> None:
+    import ray
+
+    for _ in range(3):  # each fits only if the one before gave its CPUs back
+        with open_cluster(config(actors=2)) as cluster:
+            assert cluster.run(os.getpid) != os.getpid()
+    assert ray.is_initialized()
+
+
+def test_a_server_that_is_not_ray_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.handle_request).start()
+        with pytest.raises(UserError, match="not a Ray head"):
+            open_cluster(config(address=f"127.0.0.1:{server.server_port}"))
+
+
+SCRIPT = """
+import os, pathlib
+from dpsw_ray.cluster import open_cluster
+from dpsw_ray.config import ClusterConfig
+from dpsw_ray.errors import UserError
+
+def refused(**values):
+    try:
+        open_cluster(ClusterConfig(timeout_s=5, **values))
+    except UserError as error:
+        return str(error)
+
+if __name__ == "__main__":
+    print(refused(address="127.0.0.1:1"))
+    print(refused(address="ray://127.0.0.1:1"))
+    print(refused(address="somewhere"))
+    with open_cluster(ClusterConfig(actors=8, cpus_per_actor=1)) as cluster:
+        print(cluster.size, cluster.run(os.getpid) != os.getpid())
+    import ray
+    print(ray.is_initialized(), "RAY_AUTH_TOKEN" in os.environ, (pathlib.Path.home() / ".ray").exists())
+    print(refused(gpus_per_actor=64))
+"""
+
+
+def test_a_ray_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    script = tmp_path / "run it.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment | {"HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0].startswith("No Ray cluster answers at cluster.address 127.0.0.1:1 (")
+    assert "ray job submit" in lines[1] and "host:port" in lines[2]
+    assert lines[3:5] == ["8 True", "False False False"]
+    assert "cluster.gpus_per_actor" in lines[5]
+    assert done.stderr == ""
