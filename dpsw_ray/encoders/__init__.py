@@ -1,0 +1,52 @@
+"""Records to latents in the unit ball and back, learnt from public records only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dpsw_ray.config import EncoderConfig
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.encoders.autoencoder import Progress, TrainedEncoder, train_autoencoder
+from dpsw_ray.encoders.base import Encoder, load_encoder
+from dpsw_ray.encoders.cache import cached_encoder, digest_arrays
+from dpsw_ray.encoders.tabular import IdentityEncoder
+
+__all__ = [
+    "Encoder",
+    "IdentityEncoder",
+    "TrainedEncoder",
+    "cached_encoder",
+    "digest_arrays",
+    "fit_encoder",
+    "load_encoder",
+    "train_autoencoder",
+]
+
+
+def fit_encoder(
+    schema: RecordSchema,
+    public_values: NDArray[Any],
+    config: EncoderConfig,
+    seed: int,
+    *,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Encoder:
+    """Fits the encoder `config.kind` on public records [n, *shape].
+
+    Args:
+        schema: what a record is.
+        public_values: public records [n, *shape].
+        config: which encoder, and how to train it.
+        seed: of everything random in training.
+        bounds: public bounds by column, for `identity` on tables.
+        progress: called after every epoch with ("encoder", epoch, epochs, losses).
+        device: where to train.
+    """
+    if config.kind == "identity":
+        return IdentityEncoder.fit(schema, public_values, bounds)
+    return train_autoencoder(schema, public_values, config, seed, progress, device)

@@ -1,0 +1,252 @@
+"""Autoencoders trained on public records: training with early stopping, and the encoder that comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpsw_ray.config import EncoderConfig
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.encoders.architectures import Autoencoder, build_autoencoder
+from dpsw_ray.encoders.base import Encoder, to_records
+from dpsw_ray.errors import UserError
+
+__all__ = ["Progress", "TrainedEncoder", "record_scaling", "scale_records", "seeded", "train_autoencoder"]
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called with (what, done, total, figures)."""
+
+BATCH = 256  # of encode and decode; fixed, because a kernel's rounding may depend on the batch's shape
+
+
+class TrainedEncoder(Encoder):
+    """An autoencoder with the scaling of its records.
+
+    Attributes:
+        config: the config it was trained with.
+        history: per epoch `train_loss` and `holdout_loss`, both in the units of the loss.
+    """
+
+    family: ClassVar[str] = "autoencoder"
+
+    def __init__(
+        self,
+        schema: RecordSchema,
+        config: EncoderConfig,
+        net: Autoencoder,
+        shift: Tensor,
+        scale: Tensor,
+        history: list[dict[str, float]],
+    ) -> None:
+        self.schema, self.config, self.history = schema, config, history
+        self.latent_dim, self.sphere = config.latent_dim, config.sphere
+        self._net, self._shift, self._scale = net.eval(), shift, scale
+
+    def encode(self, records: NDArray[Any]) -> NDArray[np.float64]:
+        """Records [n, *shape] to latents [n, d]; NaN for a record that has none."""
+        records = np.asarray(records).reshape(-1, *self.schema.shape)
+        latents = np.empty((len(records), self.latent_dim))
+        for start, batch in _batches(records):
+            inputs = scale_records(torch.from_numpy(batch).to(self._shift.device), self._shift, self._scale)
+            with torch.inference_mode():
+                out = self._net.encode(inputs).double().cpu().numpy()
+            latents[start : start + BATCH] = out[: len(records) - start]
+        latents[~np.isfinite(latents).all(axis=1)] = np.nan
+        norms = np.linalg.norm(latents, axis=1, keepdims=True)
+        if self.sphere:
+            latents[norms[:, 0] == 0] = np.eye(1, self.latent_dim)
+            norms[norms == 0] = 1.0
+        else:
+            norms = np.maximum(norms, 1.0)
+        latents /= norms
+        return latents
+
+    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
+        """Latents [n, d] to records [n, *shape]."""
+        points = np.asarray(latents, dtype=np.float32).reshape(-1, self.latent_dim)
+        values = np.empty((len(points), *self.schema.shape))
+        for start, batch in _batches(points):
+            with torch.inference_mode():
+                out = self._net.decode(torch.from_numpy(batch).to(self._shift.device))
+                if self.schema.kind == "image":
+                    out = torch.sigmoid(out)
+                out = out.double() * self._scale + self._shift
+            values[start : start + BATCH] = out.cpu().numpy()[: len(points) - start]
+        return to_records(values, self.schema)
+
+    def manifest(self) -> dict[str, Any]:
+        """Schema, config and learning curve."""
+        return {
+            "schema": self.schema.to_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "history": self.history,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The net's weights and the records' scaling."""
+        return {**self._net.state_dict(), "records.shift": self._shift, "records.scale": self._scale}
+
+    @classmethod
+    def restore(cls, manifest: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> TrainedEncoder:
+        """Builds the net of the manifest's config and loads the weights."""
+        schema = RecordSchema.from_dict(manifest["schema"])
+        config = EncoderConfig.model_validate(manifest["config"])
+        net = build_autoencoder(config.kind, tuple(schema.shape), config.latent_dim, config.sphere)
+        weights = dict(weights)
+        shift, scale = weights.pop("records.shift").to(device), weights.pop("records.scale").to(device)
+        net.load_state_dict(weights)
+        return cls(schema, config, net.to(device), shift, scale, list(manifest["history"]))
+
+
+def train_autoencoder(
+    schema: RecordSchema,
+    public_values: NDArray[Any],
+    config: EncoderConfig,
+    seed: int,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> TrainedEncoder:
+    """Trains an autoencoder on public records, keeping the weights that were best on a public hold-out.
+
+    Adam with a cosine decay from `config.learning_rate`; images are scaled to [0, 1] (MSE or BCE), tables are
+    standardised by the public mean and standard deviation (MSE). Deterministic given the seed, the machine
+    and the number of threads.
+
+    Args:
+        schema: what a record is.
+        public_values: public records [n, *shape].
+        config: architecture, latent dimension and training schedule.
+        seed: of the initial weights, the hold-out and the shuffling.
+        progress: called after every epoch with ("encoder", epoch, epochs, losses).
+        device: where to train; the encoder stays there.
+
+    Raises:
+        UserError: where the config does not fit the records.
+    """
+    if schema.kind == "table" and config.loss != "mse":
+        raise UserError(f"encoder.loss must be mse for a table, found {config.loss}.")
+    held = max(1, round(config.holdout_fraction * len(public_values)))
+    if len(public_values) - held < 2:
+        raise UserError(
+            f"The public part has {len(public_values)} records, too few to train an encoder on; "
+            "raise data.public_fraction."
+        )
+    order = np.random.default_rng(seed).permutation(len(public_values))
+    holdout = torch.from_numpy(public_values[order[:held]]).to(device)
+    train = torch.from_numpy(public_values[order[held:]]).to(device)
+    shift, scale = record_scaling(schema, train)
+    history: list[dict[str, float]] = []
+    with seeded(seed, device) as generator:
+        net = build_autoencoder(config.kind, tuple(schema.shape), config.latent_dim, config.sphere).to(device)
+        steps = -(-len(train) // config.batch_size)
+        optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps)
+        best, best_loss, waited = _copy(net), float("inf"), 0
+        for epoch in range(config.epochs):
+            net.train()
+            total = torch.zeros((), dtype=torch.float64, device=device)
+            shuffled = torch.randperm(len(train), generator=generator).to(device)
+            for rows in shuffled.tensor_split(
+                steps
+            ):  # parts of equal size: no batch of one for the batch norm
+                records = scale_records(train[rows], shift, scale)
+                loss = _loss(net(records), records, schema, config)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                total += loss.detach() * len(rows)
+            figures = {
+                "train_loss": float(total) / len(train),
+                "holdout_loss": _holdout_loss(net, _parts(holdout, shift, scale), schema, config),
+            }
+            history.append(figures)
+            if progress is not None:
+                progress("encoder", epoch + 1, config.epochs, figures)
+            if figures["holdout_loss"] < best_loss:
+                best, best_loss, waited = _copy(net), figures["holdout_loss"], 0
+            else:
+                waited += 1
+                if waited >= config.patience:
+                    break
+    if not np.isfinite(best_loss):
+        raise UserError(
+            f"The encoder's training diverged; lower encoder.learning_rate, found {config.learning_rate}."
+        )
+    net.load_state_dict(best)
+    return TrainedEncoder(schema, config, net, shift, scale, history)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[torch.Generator]:
+    """Seeds torch for a block of training, yields a generator for shuffling, and restores torch's state."""
+    on_gpu = torch.device(device).type == "cuda"
+    with (
+        torch.random.fork_rng(devices=[torch.device(device)] if on_gpu else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def record_scaling(schema: RecordSchema, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale [*shape] (tables) or [] (images) that map the records' own units to the net's."""
+    if schema.value_range is not None:
+        low, high = schema.value_range
+        return torch.tensor(float(low), device=train.device), torch.tensor(
+            float(high - low), device=train.device
+        )
+    values = train.double()
+    deviation = values.std(dim=0)
+    constant = deviation <= 1e-9 * values.abs().amax(dim=0)  # rounding leaves a constant column a deviation
+    return values.mean(dim=0), torch.where(constant, 1.0, deviation)
+
+
+def scale_records(records: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Records [n, *shape] in the net's units, as float32."""
+    return ((records - shift) / scale).float()
+
+
+def _batches(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Batches of exactly BATCH rows, the last one filled up by repeating its last row."""
+    for start in range(0, len(values), BATCH):
+        batch = values[start : start + BATCH]
+        yield (
+            start,
+            np.ascontiguousarray(
+                np.pad(batch, [(0, BATCH - len(batch))] + [(0, 0)] * (batch.ndim - 1), "edge")
+            ),
+        )
+
+
+def _parts(records: Tensor, shift: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(records, BATCH):
+        yield scale_records(part, shift, scale)
+
+
+def _loss(raw: Tensor, records: Tensor, schema: RecordSchema, config: EncoderConfig) -> Tensor:
+    if config.loss == "bce":
+        return nn.functional.binary_cross_entropy_with_logits(raw, records)
+    return nn.functional.mse_loss(torch.sigmoid(raw) if schema.kind == "image" else raw, records)
+
+
+@torch.inference_mode()
+def _holdout_loss(
+    net: Autoencoder, parts: Iterator[Tensor], schema: RecordSchema, config: EncoderConfig
+) -> float:
+    net.eval()
+    total, count = 0.0, 0
+    for records in parts:
+        total += float(_loss(net(records), records, schema, config)) * len(records)
+        count += len(records)
+    return total / count
+
+
+def _copy(net: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in net.state_dict().items()}

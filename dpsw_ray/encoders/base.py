@@ -1,0 +1,128 @@
+"""What an encoder is, and how one is stored: a folder with `encoder.json` and `weights.pt`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.errors import UserError
+from dpsw_ray.files import write_bytes, write_json
+
+__all__ = ["Encoder", "load_encoder", "read_weights", "to_records", "write_weights"]
+
+FORMAT = 1
+
+
+class Encoder(ABC):
+    """Records to latents in the closed unit ball and back; fitted on public records only.
+
+    Attributes:
+        schema: what a record is.
+        latent_dim: d.
+        sphere: whether every latent lies on the unit sphere.
+    """
+
+    family: ClassVar[str]
+    schema: RecordSchema
+    latent_dim: int
+    sphere: bool
+
+    @abstractmethod
+    def encode(self, records: NDArray[Any]) -> NDArray[np.float64]:
+        """Records [n, *shape] to latents [n, d] of norm at most 1, equal to 1 where `sphere`, to rounding.
+
+        A record's latent is finite and depends on that record alone, whatever records stand beside it, so a
+        shard's latents do not depend on how the records were divided.
+        """
+
+    @abstractmethod
+    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
+        """Latents [n, d] to records [n, *shape] of the schema's type; images are rounded and clipped."""
+
+    @abstractmethod
+    def manifest(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON values."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, manifest: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> Encoder:
+        """The inverse of `manifest` and `weights`."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the encoder into `folder`, the manifest last: a folder without it was never finished."""
+        write_weights(folder, "encoder.json", {"family": self.family, **self.manifest()}, self.weights())
+
+
+def load_encoder(folder: Path, device: str = "cpu") -> Encoder:
+    """Reads what `Encoder.save` wrote.
+
+    Raises:
+        UserError: where the folder is not a whole encoder, or its weights are not those of the manifest.
+    """
+    from dpsw_ray.encoders.autoencoder import TrainedEncoder
+    from dpsw_ray.encoders.tabular import IdentityEncoder
+
+    manifest, weights = read_weights(folder, "encoder.json")
+    families: dict[str, type[Encoder]] = {cls.family: cls for cls in (TrainedEncoder, IdentityEncoder)}
+    try:
+        return families[manifest["family"]].restore(manifest, weights, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} does not hold an encoder of this version ({type(error).__name__})."
+        ) from error
+
+
+def to_records(values: NDArray[np.floating[Any]], schema: RecordSchema) -> NDArray[Any]:
+    """Values [n, *shape] in the records' own units to records: images are rounded and clipped to uint8."""
+    if schema.value_range is not None:
+        values = np.clip(np.rint(values), *schema.value_range)
+    records: NDArray[Any] = values.astype(schema.dtype)
+    return records
+
+
+def write_weights(
+    folder: Path, name: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Writes `weights.pt` and then the manifest `name`, which carries the weights' SHA-256."""
+    buffer = io.BytesIO()
+    torch.save({key: value.detach().cpu() for key, value in weights.items()}, buffer)
+    data = buffer.getvalue()
+    write_bytes(folder / "weights.pt", data)
+    write_json(
+        folder / name, {"format": FORMAT, **manifest, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    )
+
+
+def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads what `write_weights` wrote.
+
+    Raises:
+        UserError: where a file is missing or damaged, or the format is another version's.
+    """
+    try:
+        manifest = json.loads((folder / name).read_text())
+        data = (folder / "weights.pt").read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is missing {Path(str(error.filename)).name}.") from error
+    except ValueError as error:
+        raise UserError(f"{folder / name} is damaged: it is not JSON.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / name} is not of format {FORMAT}.")
+    if hashlib.sha256(data).hexdigest() != manifest.get("weights_sha256"):
+        raise UserError(f"{folder / 'weights.pt'} is damaged: its SHA-256 is not the manifest's.")
+    return manifest, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,0 +1,77 @@
+"""Shared by the tests: small runs, and a cluster that remembers everything the driver exchanges with workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dpsw_ray.cluster import Cluster, WorkerGroup
+from dpsw_ray.config import RunConfig, load_config
+
+SMALL = (
+    "encoder.epochs=3",
+    "release.frames=2",
+    "release.bins=16",
+    "flow.particles=60",
+    "flow.steps=6",
+    "tracking.enabled=false",
+    "evaluation.enabled=false",
+)
+
+
+def small(*overrides: str) -> RunConfig:
+    """A run on the digits that takes seconds."""
+    return load_config("digits", (*SMALL, *overrides))
+
+
+class RecordingGroup:
+    """Passes calls on and keeps what went out and what came back."""
+
+    def __init__(self, group: WorkerGroup, log: list[tuple[str, Any]]) -> None:
+        self._group = group
+        self._log = log
+
+    @property
+    def size(self) -> int:
+        return self._group.size
+
+    def call(self, method: str, args: Any = (), *, retry: bool = False) -> list[Any]:
+        results = self._group.call(method, args, retry=retry)
+        self._log.append((method, (args, results)))
+        return results
+
+    def rebuild(self) -> None:
+        self._group.rebuild()
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class RecordingCluster:
+    """A cluster whose every exchange with the driver is kept in `log`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.log: list[tuple[str, Any]] = []
+
+    @property
+    def size(self) -> int:
+        return self._cluster.size
+
+    def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
+        self.log.append((factory.__name__, kwargs_per_rank))
+        return RecordingGroup(self._cluster.spawn(factory, kwargs_per_rank), self.log)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        result = self._cluster.run(function, *args)
+        self.log.append((function.__name__, (args, result)))
+        return result
+
+    def close(self) -> None:
+        self._cluster.close()
+
+    def __enter__(self) -> RecordingCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

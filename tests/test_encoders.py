@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dpsw_ray.config import EncoderConfig, RunConfig
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.encoders import (
+    IdentityEncoder,
+    cached_encoder,
+    digest_arrays,
+    fit_encoder,
+    load_encoder,
+    train_autoencoder,
+)
+from dpsw_ray.encoders.architectures import build_autoencoder
+from dpsw_ray.errors import UserError
+
+DIGITS = RecordSchema("image", (8, 8, 1), (), (0, 16))
+TABLE = RecordSchema("table", (3,), ("age", "income", "score"))
+QUICK = EncoderConfig(kind="mlp", latent_dim=8, epochs=4, batch_size=64, learning_rate=2e-3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> NDArray[np.uint8]:
+    from sklearn.datasets import load_digits
+
+    images: NDArray[np.uint8] = load_digits().images.astype(np.uint8)[..., None]
+    return images
+
+
+def table(n: int = 500) -> NDArray[np.float64]:
+    rng = np.random.default_rng(1)
+    return rng.normal([40.0, 3e4, 0.0], [12.0, 1e4, 1.0], (n, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("conv", (28, 28, 1)),
+        ("conv", (8, 8, 1)),
+        ("conv", (31, 32, 3)),
+        ("dcgan32", (28, 28, 1)),
+        ("dcgan64", (64, 64, 3)),
+        ("vgg64", (64, 64, 1)),
+        ("mlp", (8, 8, 1)),
+        ("mlp", (5,)),
+    ],
+)
+@pytest.mark.parametrize("sphere", [True, False])
+def test_every_net_maps_its_records_into_the_ball_and_back(
+    kind: str, shape: tuple[int, ...], sphere: bool
+) -> None:
+    net = build_autoencoder(kind, shape, 6, sphere).eval()
+    with torch.no_grad():
+        latents = net.encode(torch.rand(3, *shape))
+        assert latents.shape == (3, 6)
+        assert net.decode(latents).shape == (3, *shape)
+    norms = latents.norm(dim=1)
+    assert torch.allclose(norms, torch.ones(3)) if sphere else bool((norms < 1).all())
+
+
+def test_a_net_too_small_for_the_images_names_the_ones_that_fit() -> None:
+    with pytest.raises(
+        UserError, match=r"conv takes images up to 32x32, found 64x64; take dcgan64 or vgg64 or mlp"
+    ):
+        build_autoencoder("conv", (64, 64, 3), 8, True)
+
+
+def test_digits_can_be_read_again_after_a_short_training(digits: NDArray[np.uint8]) -> None:
+    config = QUICK.model_copy(update={"epochs": 60, "patience": 30})
+    encoder = train_autoencoder(DIGITS, digits[:900], config, seed=0)
+    held_out = digits[900:]
+    latents = encoder.encode(held_out)
+    decoded = encoder.decode(latents)
+    assert latents.dtype == np.float64
+    np.testing.assert_allclose(np.linalg.norm(latents, axis=1), 1.0, rtol=1e-12)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == held_out.shape
+    assert decoded.max() <= 16
+    assert np.mean((decoded / 16.0 - held_out / 16.0) ** 2) < 0.025  # the mean image: 0.073
+    assert encoder.history[-1]["holdout_loss"] < encoder.history[0]["holdout_loss"]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_latent_does_not_depend_on_the_records_beside_it(digits: NDArray[np.uint8], kind: str) -> None:
+    config = QUICK.model_copy(update={"kind": kind, "epochs": 1})
+    encoder = train_autoencoder(DIGITS, digits[:300], config, seed=0)
+    whole = encoder.encode(digits[:700])
+    order = np.random.default_rng(0).permutation(700)
+    np.testing.assert_array_equal(encoder.encode(digits[:700][order]), whole[order])
+    shards = [encoder.encode(part) for part in np.array_split(digits[:700], [1, 90, 333])]
+    np.testing.assert_array_equal(np.concatenate(shards), whole)
+    assert encoder.encode(digits[:0]).shape == (0, 8)
+    assert encoder.decode(whole[:0]).shape == (0, 8, 8, 1)
+
+
+def test_training_is_deterministic_and_leaves_torch_as_it_was(digits: NDArray[np.uint8]) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again = (train_autoencoder(DIGITS, digits[:300], QUICK, seed=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(first.encode(digits), again.encode(digits))
+    other = train_autoencoder(DIGITS, digits[:300], QUICK, seed=4)
+    assert not np.array_equal(first.encode(digits), other.encode(digits))
+
+
+def test_early_stopping_keeps_the_best_weights(digits: NDArray[np.uint8]) -> None:
+    config = QUICK.model_copy(update={"epochs": 400, "patience": 3, "learning_rate": 1e-2})
+    encoder = train_autoencoder(DIGITS, digits[:120], config, seed=0)
+    losses = [epoch["holdout_loss"] for epoch in encoder.history]
+    assert len(losses) < 400
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+
+
+def test_progress_reports_every_epoch(digits: NDArray[np.uint8]) -> None:
+    calls: list[tuple[str, int, int, dict[str, float]]] = []
+    train_autoencoder(DIGITS, digits[:200], QUICK, 0, lambda *call: calls.append(call))
+    assert [call[:3] for call in calls] == [("encoder", epoch, 4) for epoch in (1, 2, 3, 4)]
+    assert set(calls[0][3]) == {"train_loss", "holdout_loss"}
+
+
+def test_a_table_goes_through_the_mlp(digits: NDArray[np.uint8]) -> None:
+    config = QUICK.model_copy(update={"latent_dim": 3, "sphere": False, "epochs": 30})
+    encoder = train_autoencoder(TABLE, table(), config, seed=0)
+    extreme = np.array([[1e300, -1e300, np.inf], [np.nan, 0.0, 0.0]])
+    latents = encoder.encode(np.concatenate([table(), extreme]))
+    assert np.isfinite(latents).all()
+    assert np.linalg.norm(latents, axis=1).max() <= 1 + 1e-12
+    decoded = encoder.decode(latents[:500])
+    assert decoded.dtype == np.float64
+    assert np.mean(((decoded - table()) / table().std(axis=0)) ** 2) < 0.3
+    with pytest.raises(UserError, match="must be mse for a table"):
+        train_autoencoder(TABLE, table(), config.model_copy(update={"loss": "bce"}), seed=0)
+
+
+def test_bce_trains_images(digits: NDArray[np.uint8]) -> None:
+    encoder = train_autoencoder(DIGITS, digits[:300], QUICK.model_copy(update={"loss": "bce"}), seed=0)
+    assert encoder.history[-1]["train_loss"] < encoder.history[0]["train_loss"]
+
+
+def test_too_few_public_records_is_a_sentence(digits: NDArray[np.uint8]) -> None:
+    with pytest.raises(UserError, match="too few to train"):
+        train_autoencoder(DIGITS, digits[:2], QUICK, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "identity"])
+def test_saved_encoders_come_back_bit_for_bit(digits: NDArray[np.uint8], kind: str, tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"kind": kind, "epochs": 1})
+    encoder = fit_encoder(DIGITS, digits[:300], config, seed=0)
+    encoder.save(tmp_path / "e")
+    again = load_encoder(tmp_path / "e")
+    assert (again.schema, again.latent_dim, again.sphere) == (DIGITS, encoder.latent_dim, encoder.sphere)
+    latents = encoder.encode(digits)
+    np.testing.assert_array_equal(again.encode(digits), latents)
+    np.testing.assert_array_equal(again.decode(latents), encoder.decode(latents))
+
+
+def test_a_damaged_encoder_is_refused(tmp_path: Path) -> None:
+    IdentityEncoder.fit(TABLE, table()).save(tmp_path)
+    weights = tmp_path / "weights.pt"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(tmp_path)
+    weights.write_bytes(whole)
+    manifest = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "encoder.json").write_text(json.dumps({**manifest, "family": "other"}))
+    with pytest.raises(UserError, match="does not hold an encoder"):
+        load_encoder(tmp_path)
+    (tmp_path / "encoder.json").unlink()
+    with pytest.raises(UserError, match=r"missing encoder\.json"):
+        load_encoder(tmp_path)
+
+
+def test_identity_standardises_by_the_public_part_and_inverts() -> None:
+    public = table()
+    encoder = IdentityEncoder.fit(TABLE, public)
+    assert (encoder.latent_dim, encoder.sphere) == (3, False)
+    latents = encoder.encode(public)
+    norms = np.linalg.norm(latents, axis=1)
+    assert norms.max() <= 1 + 1e-12
+    assert (norms < 1 - 1e-12).mean() > 0.995
+    inside = norms < 1 - 1e-12
+    np.testing.assert_allclose(encoder.decode(latents)[inside], public[inside], rtol=1e-9, atol=1e-9)
+
+
+def test_identity_with_bounds_moves_no_record_inside_the_box() -> None:
+    bounds = {"age": (0.0, 120.0), "income": (0.0, 1e6), "score": (-4.0, 4.0)}
+    encoder = IdentityEncoder.fit(TABLE, table(0), bounds)
+    corners = np.array([[a, i, s] for a in (0, 120) for i in (0, 1e6) for s in (-4, 4)], dtype=np.float64)
+    np.testing.assert_allclose(np.linalg.norm(encoder.encode(corners), axis=1), 1.0)
+    np.testing.assert_allclose(encoder.decode(encoder.encode(corners)), corners, atol=1e-9)
+    outside = encoder.decode(encoder.encode(np.array([[500.0, -1.0, 0.0]])))
+    np.testing.assert_allclose(outside, [[120.0, 0.0, 0.0]], atol=1e-9)
+    with pytest.raises(UserError, match="is no column"):
+        IdentityEncoder.fit(TABLE, table(), {"weight": (0.0, 1.0)})
+
+
+def test_identity_bounds_every_record_whatever_it_holds() -> None:
+    encoder = IdentityEncoder.fit(TABLE, table())
+    big = np.finfo(np.float64).max
+    extreme = np.array(
+        [[big, big, -big], [np.inf, 0, 0], [np.nan] * 3, [-np.inf, np.inf, np.nan], [1e200, 0, 1]]
+    )
+    latents = encoder.encode(extreme)
+    assert np.isfinite(latents).all()
+    assert np.linalg.norm(latents, axis=1).max() <= 1 + 1e-12
+
+
+def test_identity_survives_a_constant_column() -> None:
+    public = table()
+    public[:, 1] = 0.1
+    encoder = IdentityEncoder.fit(TABLE, public)
+    np.testing.assert_allclose(encoder.decode(encoder.encode(public))[:, 1], 0.1)
+
+
+def _counting(digits: NDArray[np.uint8], calls: list[int], config: RunConfig) -> Any:
+    def train() -> Any:
+        calls.append(1)
+        return fit_encoder(DIGITS, digits[:200], config.encoder, config.seed)
+
+    return train
+
+
+def test_the_cache_trains_once_and_again_when_anything_changes(
+    digits: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    config = RunConfig(encoder=QUICK.model_copy(update={"epochs": 1}))
+    calls: list[int] = []
+    digest = digest_arrays(digits[:200])
+    first = cached_encoder(config, DIGITS, digest, tmp_path, _counting(digits, calls, config))
+    second = cached_encoder(config, DIGITS, digest, tmp_path, _counting(digits, calls, config))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first.encode(digits), second.encode(digits))
+    privacy = config.model_copy(update={"privacy": config.privacy.model_copy(update={"epsilon": 3.0})})
+    cached_encoder(privacy, DIGITS, digest, tmp_path, _counting(digits, calls, config))
+    assert len(calls) == 1
+    cached_encoder(
+        config.model_copy(update={"seed": 1}), DIGITS, digest, tmp_path, _counting(digits, calls, config)
+    )
+    cached_encoder(config, DIGITS, digest_arrays(digits[:199]), tmp_path, _counting(digits, calls, config))
+    assert len(calls) == 3
+    folders = list((tmp_path / "encoders").iterdir())
+    assert len(folders) == 3
+    assert not [folder for folder in folders if folder.name.endswith(".part")]
+
+
+def test_a_damaged_cache_is_trained_anew(digits: NDArray[np.uint8], tmp_path: Path) -> None:
+    config = RunConfig(encoder=QUICK.model_copy(update={"epochs": 1}))
+    calls: list[int] = []
+    cached_encoder(config, DIGITS, "x", tmp_path, _counting(digits, calls, config))
+    (folder,) = (tmp_path / "encoders").iterdir()
+    (folder / "weights.pt").write_bytes(b"")
+    cached_encoder(config, DIGITS, "x", tmp_path, _counting(digits, calls, config))
+    assert len(calls) == 2
+    load_encoder(folder)
+
+
+def test_digests_see_values_types_shapes_and_names() -> None:
+    base = np.arange(6, dtype=np.int32)
+    variants: list[NDArray[Any]] = [base, base + 1, base.astype(np.int64), base.reshape(2, 3), base[::-1]]
+    digests = {digest_arrays(variant) for variant in variants} | {digest_arrays(values=base)}
+    assert len(digests) == len(variants) + 1
+    assert digest_arrays(base.copy()) == digest_arrays(base)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from scipy.stats import wasserstein_distance
+
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.errors import UserError
+from dpsw_ray.evaluation import sliced
+from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
+from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
+from dpsw_ray.evaluation.fid import frechet_distance
+from dpsw_ray.evaluation.pictures import curve_figure, image_grid, slices_figure
+from dpsw_ray.evaluation.sliced import sliced_wasserstein
+
+DIGITS = RecordSchema("image", (8, 8, 1), (), (0, 16))
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int32]]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Labelled:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    return data.images.astype(np.uint8)[order][..., None], data.target.astype(np.int32)[order]
+
+
+@pytest.fixture(scope="module")
+def classifier(digits: Labelled) -> Classifier:
+    return train_classifier(DIGITS, digits[0][:900], digits[1][:900], 10, seed=0)
+
+
+def test_sliced_distance_of_a_shift_is_the_shift_over_root_d() -> None:
+    x = np.random.default_rng(0).normal(size=(500, 4))
+    shift = np.array([3.0, 0.0, 4.0, 0.0])
+    assert sliced_wasserstein(x, x + shift, 20_000, 0) == pytest.approx(5 / 2, rel=0.02)
+    assert sliced_wasserstein(x, x[::-1], 16, 0) == 0.0
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (5, 8), (30, 12), (1, 9)])
+def test_one_dimensional_distance_is_exact_for_any_sizes(n: int, m: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, 1)), rng.normal(1.0, 2.0, (m, 1))
+    repeated = np.sort(np.repeat(x[:, 0], m)) - np.sort(np.repeat(y[:, 0], n))
+    assert sliced_wasserstein(x, y, 3, 0) == pytest.approx(np.sqrt(np.mean(repeated**2)), rel=1e-5)
+    assert sliced_wasserstein(x, y, 3, 0) >= wasserstein_distance(x[:, 0], y[:, 0]) - 1e-6
+
+
+def test_sliced_distance_agrees_with_pot_and_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ot = pytest.importorskip("ot")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)), rng.normal(size=(45, 5)) * 1.3 + 100.0
+    thetas = np.random.default_rng(7).standard_normal((64, 5))
+    thetas /= np.linalg.norm(thetas, axis=1, keepdims=True)
+    ours = sliced_wasserstein(x, y, 64, 7)
+    assert ours == pytest.approx(ot.sliced_wasserstein_distance(x, y, projections=thetas.T), rel=1e-5)
+    monkeypatch.setattr(sliced, "BLOCK", 500)
+    assert sliced_wasserstein(x, y, 64, 7) == pytest.approx(ours, rel=1e-9)
+
+
+def test_frechet_distance_agrees_with_the_textbook_formula() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    y = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 1.0
+    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x + cov_y - 2 * sqrtm(cov_x @ cov_y).real)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(x, x) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_frechet_distance_takes_dead_features_and_few_records() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 8)) * np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    assert frechet_distance(x, x + 2.0) == pytest.approx(4.0 * 8, rel=1e-6)
+    assert np.isnan(frechet_distance(x[:1], x))
+
+
+def test_the_classifier_reads_digits(digits: Labelled, classifier: Classifier, tmp_path: Path) -> None:
+    images, labels = digits
+    assert np.mean(classifier.predict(images[900:]) == labels[900:]) > 0.95
+    assert classifier.predict(images[:3]).dtype == np.int32
+    features = classifier.features(images[900:])
+    assert features.shape == (len(images) - 900, 128)
+    np.testing.assert_allclose(classifier.probabilities(images[:5]).sum(axis=1), 1.0, rtol=1e-5)
+    noise = np.random.default_rng(0).integers(0, 17, images[900:].shape).astype(np.uint8)
+    near = frechet_distance(features, classifier.features(images[:900]))
+    assert near < 0.2 * frechet_distance(features, classifier.features(noise))
+    assert intended_class_rate(classifier, images[900:], labels[900:]) > 0.95
+    assert intended_class_rate(classifier, images[900:], (labels[900:] + 1) % 10) < 0.05
+    assert np.isnan(intended_class_rate(classifier, images[:3], np.full(3, -1)))
+    classifier.save(tmp_path)
+    np.testing.assert_array_equal(load_classifier(tmp_path).features(images[900:]), features)
+
+
+def test_the_classifier_is_trained_once(
+    digits: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpsw_ray.evaluation import classifier as module
+
+    monkeypatch.setattr(module, "STEPS", 20)
+    images, labels = digits[0][:200], digits[1][:200]
+    steps: list[int] = []
+    monkeypatch.setattr(module, "train_classifier", lambda *args: steps.append(1) or train_classifier(*args))  # type: ignore[func-returns-value]
+    first = cached_classifier(DIGITS, images, labels, 10, 0, tmp_path)
+    again = cached_classifier(DIGITS, images, labels, 10, 0, tmp_path)
+    assert len(steps) == 1
+    np.testing.assert_array_equal(first.features(images), again.features(images))
+    (folder,) = (tmp_path / "classifiers").iterdir()
+    (folder / "classifier.json").write_text("{")
+    cached_classifier(DIGITS, images, labels, 10, 0, tmp_path)
+    assert len(steps) == 2
+
+
+def test_the_classifier_takes_tables_and_skips_unlabelled_records() -> None:
+    rng = np.random.default_rng(0)
+    schema = RecordSchema("table", (2,), ("a", "b"))
+    labels = rng.integers(0, 2, 400).astype(np.int32)
+    values = rng.normal(size=(400, 2)) * [1.0, 1e4] + labels[:, None] * [4.0, 0.0]
+    hidden = np.where(np.arange(400) < 50, -1, labels)
+    trained = train_classifier(schema, values, hidden, 2, seed=0)
+    assert np.mean(trained.predict(values) == labels) > 0.9
+    with pytest.raises(UserError, match="labelled public records"):
+        train_classifier(schema, values, np.full(400, -1), 2, seed=0)
+
+
+def test_logistic_regression_tells_good_labels_from_shuffled_ones(digits: Labelled) -> None:
+    images, labels = digits
+    assert logreg_accuracy(images[:900], labels[:900], images[900:], labels[900:]) > 0.93
+    shuffled = np.random.default_rng(0).permutation(labels[:900])
+    assert logreg_accuracy(images[:900], shuffled, images[900:], labels[900:]) < 0.3
+
+
+def test_logistic_regression_on_degenerate_samples(digits: Labelled) -> None:
+    images, labels = digits
+    one = np.zeros(20, dtype=np.int32)
+    assert logreg_accuracy(images[:20], one, images, labels) == np.mean(labels == 0)
+    assert np.isnan(logreg_accuracy(images[:20], one - 1, images, labels))
+
+
+def _pixels(png: bytes) -> NDArray[np.float64]:
+    from matplotlib.image import imread
+
+    assert png.startswith(b"\x89PNG")
+    return np.asarray(imread(io.BytesIO(png), format="png"))
+
+
+def test_grids_show_every_class_and_fit_the_value_range(digits: Labelled) -> None:
+    images, labels = digits
+    names = [f"digit {i}" for i in range(10)]
+    grid = _pixels(image_grid(images, labels, names, 8, value_range=(0, 16)))
+    plain = _pixels(image_grid(images, None, [], 6, value_range=(0, 16)))
+    assert grid.shape[0] > 10 * 48
+    assert grid.shape[1] > plain.shape[1]
+    assert grid[..., :3].max() > 0.99
+    assert _pixels(image_grid(images[labels != 3], labels[labels != 3], names, 4)).shape[0] == grid.shape[0]
+    colour = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    assert _pixels(image_grid(colour, np.full(4, -1), [], 3)).ndim == 3
+    assert _pixels(image_grid(images[:0], None, [], 3)).ndim == 3
+
+
+def test_figures_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    edges = np.linspace(-1, 1, 33)
+    released = rng.dirichlet(np.ones(32), 5)
+    assert _pixels(slices_figure(edges, released, rng.uniform(-1, 1, (5, 200)))).shape[1] > 600
+    assert _pixels(slices_figure(edges, released[:1], rng.uniform(-1, 1, (1, 200)), ["theta"])).ndim == 3
+    curve = _pixels(curve_figure(range(50), np.exp(-np.arange(50) / 5), "Distance", "sliced W2"))
+    assert curve.shape[1] == 640
+    assert _pixels(curve_figure([0], [0.0], "Distance", "sliced W2")).ndim == 3
