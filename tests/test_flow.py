@@ -1,0 +1,158 @@
+"""The flow: the same bits for any number of workers, exact resuming, and where it arrives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpsw_ray.cluster import LocalCluster, open_cluster
+from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.flow.particles import RADIUS, allocate, confine, initial
+from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.slicing.directions import LATTICE, haar_frames, round_to_lattice
+from dpsw_ray.slicing.drift import Slices
+from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.slicing.histogram import add_histograms
+
+DIM = 4
+SCHEDULES = ("constant", "cosine", "inverse")
+
+
+def targets(
+    points: np.ndarray, labels: np.ndarray, frames: int = 6, bins: int = 32, smoothing: float = 1.0
+) -> Targets:
+    """Noise-free targets of points [n, DIM] with classes 0 and 1."""
+    grid = BinGrid(bins, smoothing)
+    directions = haar_frames(frames, DIM, 1)
+    table = np.zeros((2, len(directions), bins), np.int64)
+    add_histograms(points, labels.astype(np.int32), directions, grid, table)
+    cdf = np.zeros((2, len(directions), bins + 1))
+    cdf[..., 1:] = np.cumsum(table, axis=2) / np.maximum(table.sum(axis=2, keepdims=True), 1)
+    weights = np.bincount(labels, minlength=2) / len(labels)
+    return Targets(Slices(directions, grid, grid.table, cdf), weights)
+
+
+def blobs(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(n) < n // 4).astype(int)
+    x = rng.standard_normal((n, DIM)) * 0.2 + np.where(labels[:, None] == 1, 1.0, -1.0) * np.eye(1, DIM)
+    return confine(x, sphere=True), labels
+
+
+def run(config: FlowConfig, size: int = 1, checkpoint: Path | None = None) -> FlowResult:
+    return solve(
+        targets(*blobs()), config, sphere=True, seed=3, cluster=LocalCluster(size), checkpoint=checkpoint
+    )
+
+
+def test_allocation_follows_the_shares_and_loses_no_particle() -> None:
+    assert np.diff(allocate(np.array([0.5, 0.3, 0.2, 0.0]), 11, "released")).tolist() == [6, 3, 2, 0]
+    assert np.diff(allocate(np.array([0.7, 0.3, 0.0]), 9, "equal")).tolist() == [5, 4, 0]
+    assert allocate(np.array([1.0]), 1, "released").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("sphere", [True, False])
+def test_particles_stay_where_the_latents_live_and_on_the_lattice(sphere: bool) -> None:
+    rng = np.random.default_rng(0)
+    points = confine(np.vstack([np.zeros((1, DIM)), rng.standard_normal((99, DIM))]), sphere)
+    norms = np.linalg.norm(points, axis=1)
+    assert (norms <= RADIUS + DIM * LATTICE).all()
+    if sphere:
+        assert np.allclose(norms, RADIUS, atol=DIM * LATTICE)
+    assert np.array_equal(points, round_to_lattice(points))
+
+
+def test_the_flow_arrives() -> None:
+    result = run(FlowConfig(particles=400, steps=400, tolerance=0.01))
+    assert result.distances[0] > 0.3
+    assert result.distances[-1] < 0.02
+    assert "stopped falling" in result.stopped
+    points, labels = blobs()
+    for c in (0, 1):
+        gap = result.particles[result.labels == c].mean(axis=0) - points[labels == c].mean(axis=0)
+        assert np.abs(gap).max() < 0.02
+
+
+def test_a_flow_that_has_arrived_stays() -> None:
+    points, labels = blobs()
+    order = np.argsort(labels, kind="stable")
+    from dpsw_ray.flow.worker import DriftWorker
+
+    offsets = np.array([0, (labels == 0).sum(), len(labels)])
+    total, cost = DriftWorker(targets(points, labels).slices, "numba").drift(points[order], offsets)
+    assert not total.any() and not cost.any()
+
+
+@pytest.mark.parametrize("diffusion", [0.0, 1e-4])
+def test_any_number_of_workers_gives_the_same_bits(diffusion: float) -> None:
+    config = FlowConfig(particles=101, steps=8, diffusion=diffusion)
+    expected = run(config)
+    for size in (2, 3, 40):
+        result = run(config, size)
+        assert np.array_equal(result.particles, expected.particles)
+        assert result.distances == expected.distances
+
+
+def test_ray_gives_the_bits_of_the_local_executor(ray_session: None) -> None:
+    config = FlowConfig(particles=101, steps=5)
+    with open_cluster(ClusterConfig(actors=2)) as cluster:
+        result = solve(targets(*blobs()), config, sphere=True, seed=3, cluster=cluster)
+    assert np.array_equal(result.particles, run(config).particles)
+
+
+def test_numba_and_torch_give_the_same_bits() -> None:
+    numba = run(FlowConfig(particles=101, steps=5, kernel="numba"))
+    torch = run(FlowConfig(particles=101, steps=5, kernel="torch"))
+    assert np.array_equal(numba.particles, torch.particles)
+
+
+def test_resuming_gives_the_bits_of_an_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FlowConfig(particles=101, steps=30, diffusion=1e-4, patience=30)
+    expected = run(config)
+    calls = []
+
+    def interrupt(distance: float) -> None:
+        calls.append(distance)
+        if len(calls) == 28:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(
+            targets(*blobs()), config, sphere=True, seed=3, cluster=LocalCluster(1),
+            checkpoint=tmp_path / "flow.npz", on_step=interrupt,
+        )  # fmt: skip
+    assert (tmp_path / "flow.npz").exists()
+    result = run(config, checkpoint=tmp_path / "flow.npz")
+    assert np.array_equal(result.particles, expected.particles)
+    assert result.distances == expected.distances
+
+
+def test_a_checkpoint_of_another_flow_is_not_used(tmp_path: Path) -> None:
+    run(FlowConfig(particles=50, steps=5), checkpoint=tmp_path / "flow.npz")
+    other = FlowConfig(particles=50, steps=5, step_size=1.0)
+    assert np.array_equal(run(other, checkpoint=tmp_path / "flow.npz").particles, run(other).particles)
+
+
+def test_a_damaged_checkpoint_costs_time_only(tmp_path: Path) -> None:
+    config = FlowConfig(particles=50, steps=5)
+    (tmp_path / "flow.npz").write_bytes(b"not a checkpoint")
+    assert np.array_equal(run(config, checkpoint=tmp_path / "flow.npz").particles, run(config).particles)
+
+
+def test_wiener_noise_spreads_particles_and_schedules_differ() -> None:
+    still = run(FlowConfig(particles=100, steps=20))
+    moved = run(FlowConfig(particles=100, steps=20, diffusion=1e-3))
+    assert moved.distances[-1] > still.distances[-1]
+    schedules = [FlowConfig.model_validate({"particles": 50, "steps": 10, "schedule": s}) for s in SCHEDULES]
+    assert len({run(config).particles.tobytes() for config in schedules}) == 3
+
+
+def test_initial_particles_follow_the_seed() -> None:
+    assert np.array_equal(initial(10, 3, True, 1), initial(10, 3, True, 1))
+    assert not np.array_equal(initial(10, 3, True, 1), initial(10, 3, True, 2))
+    assert np.linalg.norm(initial(1000, 3, False, 1), axis=1).min() < 0.5
