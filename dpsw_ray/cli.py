@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,9 +15,10 @@ from dpsw_ray.errors import UserError, explain_os_error
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Synthetic data with a privacy guarantee that holds.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -75,6 +76,10 @@ def generate(
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import generate as generate_samples
 
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give the Parquet file to write.")
+    if blocking := next((place for place in out.absolute().parents if place.is_file()), None):
+        raise UserError(f"--out {out} lies inside {blocking}, which is a file: give another path.")
     generate_samples(run_folder, out, num, seed, Progress(quiet=quiet))
 
 
@@ -108,22 +113,35 @@ def ledger(
 
 def main() -> None:
     """Runs the command line; mistakes the user can mend end with one sentence and exit code 2."""
-    _guarded(lambda: app())
+    _guarded(lambda: app(args=sys.argv[1:] or ["--help"], prog_name="dpsw", standalone_mode=False))
+
+
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""The class of everything wrong with options and arguments; newer versions of Typer bring their own Click."""
 
 
 def _guarded(command: Callable[[], Any]) -> None:
     try:
-        command()
+        interrupted = command() == _INTERRUPTED
     except UserError as error:
         _fail(str(error))
     except OSError as error:
         _fail(explain_os_error(error))
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        _fail(_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
+        interrupted = True
+    if interrupted:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
-def _fail(sentence: str) -> None:
+def _usage(error: Any) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".").replace("Input should be", "must be")
+    return f"{message}; see `{error.ctx.command_path} --help`." if error.ctx else f"{message}."
+
+
+def _fail(sentence: str) -> NoReturn:
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,8 @@ __all__ = [
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads `1e-5` (no dot) as text; people write it all the time, so take it as the number it is."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, found {_shown(value)}")
     if isinstance(value, str):
         try:
             return float(value)
@@ -40,18 +43,29 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    """A name or a class label may look like a whole number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _step_size(value: Any) -> Any:
     value = _number(value)
     if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"must be a positive number or auto, found {value}")
+        raise ValueError(f"must be a positive number or auto, found {_shown(value)}")
     return value
 
 
-Real = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Real = Annotated[Number, Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Text = Annotated[str, BeforeValidator(_text)]
+
+_NAME = r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""A run's name becomes a folder: `.` and `..` must not be among them."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PathsConfig(_Section):
@@ -65,45 +79,48 @@ class DataConfig(_Section):
     """Which records, and how they are divided."""
 
     source: Literal["digits", "fashion_mnist", "mnist", "celeba", "table"] = "digits"
-    name: str | None = Field(
+    name: Text | None = Field(
         None, pattern=r"^[A-Za-z0-9._-]+$", description="the data set's name in the ledger"
     )
     path: Path | None = Field(None, description="folder or file of the source, where it is not the usual one")
     download: bool = Field(
         True, description="let torchvision fetch the source where it is not on this machine"
     )
-    label: str | None = Field(
+    label: Text | None = Field(
         None, description="table: the label column; CelebA: the attribute used as label"
     )
-    columns: list[str] | None = Field(
+    columns: list[Text] | None = Field(
         None, description="table: the numeric columns; default all but the label"
     )
-    bounds: dict[str, tuple[Real, Real]] | None = Field(None, description="table: public bounds by column")
-    classes: list[str] | None = Field(
+    bounds: dict[Text, tuple[Real, Real]] | None = Field(None, description="table: public bounds by column")
+    classes: list[Text] | None = Field(
         None, description="public class list; default: the public part's labels"
     )
     public_fraction: Real = Field(0.5, gt=0.0, lt=1.0)
     test_fraction: Real = Field(
         0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own"
     )
-    split_seed: int = Field(0, ge=0)
+    split_seed: Whole = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.source == "table" and self.path is None:
-            raise ValueError("path is needed for source: table (a .parquet, .arrow or .feather file)")
+            raise ValueError(
+                "data.path is missing: data.source table needs a .parquet, .arrow or .feather file"
+            )
         if self.source != "table" and (self.columns is not None or self.bounds is not None):
-            raise ValueError("columns and bounds belong to source: table")
+            key = "columns" if self.columns is not None else "bounds"
+            raise ValueError(f"data.{key} is for data.source table, found data.source {self.source}")
         if self.bounds is not None:
             for column, (low, high) in self.bounds.items():
                 if not (math.isfinite(low) and math.isfinite(high) and low < high):
                     raise ValueError(
-                        f"bounds.{column} must be [low, high] with low < high, found [{low}, {high}]"
+                        f"data.bounds.{column} must be [low, high] with low < high, found [{low:g}, {high:g}]"
                     )
         if self.source in ("digits", "table") and self.public_fraction + self.test_fraction >= 1.0:
             raise ValueError(
-                f"public_fraction + test_fraction must stay below 1 (found {self.public_fraction} + "
-                f"{self.test_fraction}), or no private record is left"
+                f"data.public_fraction + data.test_fraction must be below 1, or no private record is left, "
+                f"found {self.public_fraction:g} + {self.test_fraction:g}"
             )
         return self
 
@@ -122,24 +139,24 @@ class EncoderConfig(_Section):
     """Records to latents in the unit ball and back; trained on the public part only."""
 
     kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity"] = "conv"
-    latent_dim: int = Field(8, ge=2, le=4096)
+    latent_dim: Whole = Field(8, ge=2, le=4096)
     sphere: bool = Field(True, description="L2-normalise the latents onto the unit sphere")
     loss: Literal["mse", "bce"] = "mse"
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(250, ge=2)
+    epochs: Whole = Field(30, ge=1)
+    batch_size: Whole = Field(250, ge=2)
     learning_rate: Real = Field(1e-3, gt=0.0)
     holdout_fraction: Real = Field(0.1, gt=0.0, lt=0.9, description="public hold-out for early stopping")
-    patience: int = Field(5, ge=1, description="epochs without progress on the hold-out before stopping")
+    patience: Whole = Field(5, ge=1, description="epochs without progress on the hold-out before stopping")
 
 
 class PrivacyConfig(_Section):
     """What is promised."""
 
-    epsilon: Real = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
+    epsilon: Number = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
     delta: Real = Field(1e-5, gt=0.0, lt=1.0)
     relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
     unit: Literal["record"] = "record"
-    noise_seed: int | None = Field(
+    noise_seed: Whole | None = Field(
         None, ge=0, description="reproducible noise: tests and papers, never publish"
     )
     research: bool = Field(False, description="charge a research account of its own, marked not publishable")
@@ -148,7 +165,7 @@ class PrivacyConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> PrivacyConfig:
         if math.isnan(self.epsilon):
-            raise ValueError("epsilon must be a positive number, found nan")
+            raise ValueError("privacy.epsilon must be a positive number or .inf, found nan")
         return self
 
     @property
@@ -160,8 +177,8 @@ class PrivacyConfig(_Section):
 class ReleaseConfig(_Section):
     """What is released: smoothed sliced histograms."""
 
-    frames: int = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
-    bins: int = Field(32, ge=2, le=4096, description="cells per direction, the room for the tails included")
+    frames: Whole = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
+    bins: Whole = Field(32, ge=2, le=4096, description="cells per direction, the room for the tails included")
     smoothing: Real = Field(1.0, ge=0.0, le=64.0, description="sigma, in bin widths")
     class_conditional: bool = True
 
@@ -170,8 +187,8 @@ class ReleaseConfig(_Section):
         margin = math.ceil(4 * self.smoothing)
         if self.bins - 2 * margin < 2:
             raise ValueError(
-                f"bins must exceed 2 * ceil(4 * smoothing) + 1 = {2 * margin + 1} to leave room for the tails, "
-                f"found bins {self.bins} with smoothing {self.smoothing}"
+                f"release.bins must exceed 2 * ceil(4 * smoothing) + 1 = {2 * margin + 1} to leave room for the "
+                f"tails, found {self.bins} with release.smoothing {self.smoothing:g}"
             )
         return self
 
@@ -179,15 +196,15 @@ class ReleaseConfig(_Section):
 class FlowConfig(_Section):
     """Post-processing: everything here is free of privacy cost."""
 
-    particles: int = Field(10_000, ge=1)
-    steps: int = Field(200, ge=1, description="at most; an early stop may end it before")
+    particles: Whole = Field(10_000, ge=1)
+    steps: Whole = Field(200, ge=1, description="at most; an early stop may end it before")
     step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
         "auto", description="h; auto: the full transport step h = d"
     )
     schedule: Literal["constant", "cosine", "inverse"] = "constant"
     diffusion: Real = Field(0.0, ge=0.0, description="lambda of the Wiener term sqrt(2 lambda h) Z")
     class_balance: Literal["released", "equal"] = Field("released", description="particles per class")
-    patience: int = Field(10, ge=1, description="steps without progress before the early stop")
+    patience: Whole = Field(10, ge=1, description="steps without progress before the early stop")
     tolerance: Real = Field(1e-3, ge=0.0, description="relative fall of the sliced distance that counts")
     parallel: Literal["directions"] = "directions"
     kernel: Literal["auto", "numba", "torch"] = "auto"
@@ -197,8 +214,8 @@ class EvaluationConfig(_Section):
     """What is measured. Everything but `research` reads public and test records only."""
 
     enabled: bool = True
-    directions: int = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
-    images: int = Field(10_000, ge=1, description="at most this many samples go into image metrics")
+    directions: Whole = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
+    images: Whole = Field(10_000, ge=1, description="at most this many samples go into image metrics")
     research: bool = Field(
         False, description="also measure against private records: epsilon = infinity, kept apart"
     )
@@ -208,7 +225,7 @@ class ClusterConfig(_Section):
     """Who does the work."""
 
     executor: Literal["ray", "local"] = "ray"
-    actors: int = Field(2, ge=1)
+    actors: Whole = Field(2, ge=1)
     cpus_per_actor: Real = Field(1.0, gt=0.0)
     gpus_per_actor: Real = Field(0.0, ge=0.0)
     address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local one")
@@ -220,15 +237,15 @@ class TrackingConfig(_Section):
 
     enabled: bool = True
     uri: str | None = Field(None, description="default: SQLite beside the run's folder")
-    experiment: str = "dpsw_ray"
+    experiment: Text = "dpsw_ray"
 
 
 class RunConfig(_Section):
     """One run, whole."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: Text = Field("run", pattern=_NAME)
     method: Literal["dpswflow-h"] = "dpswflow-h"
-    seed: int = Field(0, ge=0, description="public: encoder, directions, particles, Wiener noise")
+    seed: Whole = Field(0, ge=0, description="public: encoder, directions, particles, Wiener noise")
     data: DataConfig = Field(default_factory=DataConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
@@ -244,7 +261,7 @@ class RunConfig(_Section):
         image_encoder = self.encoder.kind not in ("mlp", "identity")
         if self.data.source == "table" and image_encoder:
             raise ValueError(
-                f"encoder.kind must be identity or mlp for data.source: table, found {self.encoder.kind}"
+                f"encoder.kind must be identity or mlp for data.source table, found {self.encoder.kind}"
             )
         if self.encoder.kind in ("dcgan64", "vgg64") and self.data.source not in ("celeba",):
             raise ValueError(
@@ -281,23 +298,39 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """
     text, where = _read(Path(path))
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f" line {line + 1}" if line is not None else ""
-        raise UserError(
-            f"{where}{at} is not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}."
-        ) from None
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        hint = "; indent with spaces, never with tabs" if r"\t" in problem else ""
+        raise UserError(f"{where}{at} is not valid YAML: {problem}{hint}.") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"{where} must hold `key: value` lines, found a {type(values).__name__}.")
-    for override in overrides:
-        _apply(values, override)
+        raise UserError(f"{where} must hold `key: value` lines, found {_shown(values)}.")
+    overridden = [_apply(values, override) for override in overrides]
+    for key in _SECTIONS & values.keys():
+        if values[key] is None:  # a section whose keys are all commented out
+            del values[key]
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, where)) from None
+        raise UserError(_explain(error, where, overridden)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, where YAML's usual reading drops the first in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> tuple[str, str]:
@@ -305,65 +338,134 @@ def _read(path: Path) -> tuple[str, str]:
         raise UserError(f"{path} is a folder, where a YAML config file was expected.")
     if path.exists():
         try:
-            return path.read_text(), str(path)
+            return path.read_text(encoding="utf-8-sig"), str(path)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a text file, where a YAML config was expected.") from None
     shipped = resources.files("dpsw_ray.configs")
     names = sorted(
         entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
     )
-    if str(path) in names or (path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs")):
+    if str(path) in names or (
+        path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs")
+    ):
         name = path.name.removesuffix(".yaml")
-        return (shipped / f"{name}.yaml").read_text(), f"{name}.yaml (shipped)"
+        return (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml (shipped)"
     raise UserError(f"Config file {path} does not exist; the shipped ones are: {', '.join(names)}.")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Puts one `key=value` into `values`; returns the key."""
     key, sep, raw = override.partition("=")
-    if not sep or not key.strip():
+    key = key.strip()
+    *sections, last = (part.strip() for part in key.split("."))
+    if not sep or not all((*sections, last)):
         raise UserError(f"--set takes key=value, such as privacy.epsilon=1, found {override!r}.")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: the value {raw!r} is not valid YAML.") from None
-    *sections, last = key.strip().split(".")
+        value = yaml.load(raw, _Loader)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"--set {key}: the value {raw!r} is not valid YAML; put text in quotes.") from None
     node = values
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         child = node.setdefault(section, {})
         if child is None:
             child = node[section] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--set {key}: {section} is a single value, it has no key {last}.")
+            raise UserError(
+                f"--set {key}: {'.'.join(sections[:depth])} is a single value, it has no key {last}."
+            )
         node = child
     node[last] = value
+    return key
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    return " ".join(_sentence(dict(item), where) for item in error.errors())
+def _explain(error: ValidationError, where: str, overridden: list[str]) -> str:
+    """One sentence per mistake; those of the file come first, after its name."""
+    in_file: list[str] = []
+    in_options: list[str] = []
+    for item in error.errors():
+        key, sentence = _sentence(item)
+        by_option = any(f"{key}.".startswith(f"{option}.") for option in overridden)
+        (in_options if by_option else in_file).append(sentence)
+    return " ".join(
+        ([f"{where}:", *in_file] if in_file else []) + [f"--set {sentence}" for sentence in in_options]
+    )
 
 
-def _sentence(item: Mapping[str, Any], where: str) -> str:
-    location = [
-        str(part) for part in item["loc"] if part not in ("constrained-str", "float", "literal['auto']")
-    ]
-    key = ".".join(location) or "the config"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key}; {_known_keys(location[:-1])}."
-    if item["type"] == "value_error":
-        problem = str(item["ctx"]["error"])
-        return f"{where}: {key}: {problem}." if location else f"{where}: {problem}."
-    message = str(item["msg"])
-    return f"{where}: {key}: {message[0].lower()}{message[1:]}, found {item['input']!r}."
+def _sentence(item: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of a mistake and a sentence about it, full stop included."""
+    location = [str(part) for part in item["loc"] if part not in ("float", "literal['auto']", "[key]")]
+    key = ".".join(location)
+    kind, found, limits = str(item["type"]), _shown(item["input"]), item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return key, f"{key} is an unknown key; {_known_keys(location)}."
+    if kind == "value_error":
+        problem = str(limits["error"])
+        return key, f"{key} {problem}." if problem.startswith("must") else f"{problem}."
+    if kind == "string_pattern_mismatch":
+        return key, f"{key} must consist of letters, digits and . _ - only, found {found}."
+    for prefix, wanted in _WANTED.items():
+        if kind.startswith(prefix):
+            return key, f"{key} must be {wanted.format(**limits)}, found {found}."
+    if kind == "model_type":
+        return key, f"{key} must be a section with keys of its own, found {found}."
+    return key, f"{key or 'the config'} is not valid ({str(item['msg']).lower()}), found {found}."
 
 
-def _known_keys(sections: list[str]) -> str:
-    model: type[BaseModel] = RunConfig
-    for section in sections:
-        field = model.model_fields.get(section)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            break
-        model = field.annotation
-    inside = f"{'.'.join(sections)} has" if sections else "a config has"
-    return f"{inside} {', '.join(model.model_fields)}"
+_WANTED = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "greater than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text (in quotes where it looks like something else)",
+    "path": "a path",
+    "list": "a list, such as [a, b]",
+    "dict": "a section with keys of its own",
+    "tuple": "a pair [low, high]",
+    "too_": "a pair [low, high]",
+    "missing": "a pair [low, high]",
+}
+"""What would be right, by the beginning of pydantic's error type; the longer beginning first."""
+
+
+def _shown(value: Any) -> str:
+    """A config's value as its author wrote it, more or less."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section of keys"
+    text = repr(value) if isinstance(value, str | list | tuple | int | float) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _known_keys(location: list[str]) -> str:
+    *sections, wrong = location
+    known = _keys(".".join(sections))
+    close = difflib.get_close_matches(wrong, known, n=1)
+    prefix = "".join(f"{section}." for section in sections)
+    if close:
+        return f"did you mean {prefix}{close[0]}"
+    everywhere = [f"{section}.{key}" for section in sorted(_SECTIONS) for key in _keys(section)]
+    elsewhere = [key for key in everywhere if key.endswith(f".{wrong}")]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}"
+    return f"{f'{prefix[:-1]} has' if sections else 'a config has'} {', '.join(known)}"
+
+
+def _keys(section: str) -> list[str]:
+    """The keys of a section, or of the config as a whole."""
+    model: Any = RunConfig.model_fields[section].annotation if section else RunConfig
+    return list(model.model_fields)
+
+
+_SECTIONS = {
+    name
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 __all__ = ["PrivateSideError", "UserError", "explain_os_error"]
 
@@ -24,14 +25,21 @@ class PrivateSideError(UserError):
 
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explain_os_error(error: OSError) -> str:
-    """Returns one sentence for an operating-system error met while reading or writing files."""
+    """Returns one sentence for an operating-system error met while reading or writing files.
+
+    The error's own text stays out where it is not the system's: a library's could quote a record.
+    """
     where = f" at {error.filename}" if error.filename else ""
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
     if error.errno in _DISK_FULL:
         return (
-            f"The disk is full or over quota{where} ({error.strerror}): free some space or choose another "
-            "--output; nothing that existed before was changed."
+            f"The disk is full or over quota{where} ({reason}): free some space or choose another "
+            "place; nothing that existed before was changed."
         )
-    return f"The operating system refused{where}: {error.strerror or type(error).__name__}."
+    if error.errno in _FORBIDDEN:
+        return f"The operating system refused access{where} ({reason}): mend the permissions or choose another place."
+    return f"The operating system refused{where}: {reason}."

@@ -24,7 +24,8 @@ def atomic_path(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         mode: permission bits, in force before the first byte is written (0o600 on the private side).
 
     Raises:
-        OSError: as the operating system gives it; the temporary file is gone and `path` is as it was.
+        OSError: as the operating system gives it, with the name of `path`; the temporary file is gone and
+            `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,10 @@ def atomic_path(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
             os.fsync(fd)
         finally:
             os.close(fd)
+    except OSError as error:
+        if error.filename in (None, str(aside)):  # a failed write names no file
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

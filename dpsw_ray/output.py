@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from types import TracebackType
+from typing import Any, Self
 
 import yaml
+from pydantic import ValidationError
 
 from dpsw_ray.config import RunConfig
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_text
+from dpsw_ray.privacy.ledger import Ledger
 
 __all__ = ["RunFolder", "resolve_output"]
 
 _MAY_DIFFER = ("cluster", "tracking")
 """Sections that change who works and who watches, not what comes out: a run may be resumed with others."""
+
+_OURS = {".lock", "config.yaml"}
+
+_FREE = ("encoder", "checkpoints")
+"""What a run makes before it has paid for anything; the encoder is also kept in the cache."""
+
+_OUTCOME = (
+    "privacy.json",
+    "metrics.json",
+    "particles.arrow",
+    "samples.parquet",
+    "samples.png",
+    "report.html",
+    "research",
+)
 
 
 def resolve_output(config: RunConfig, output: Path | None) -> Path:
@@ -39,6 +60,9 @@ def resolve_output(config: RunConfig, output: Path | None) -> Path:
 class RunFolder:
     """The claimed folder of one run, locked while this object is open.
 
+    An attempt that ended before it had paid for a release or shown a result (refused, interrupted) does not
+    hold the folder: the corrected command takes it over.
+
     Attributes:
         path: absolute.
         resumed: whether the folder held this very run before.
@@ -51,23 +75,17 @@ class RunFolder:
             UserError: it holds another run, other files, or a run that is being written at this moment.
         """
         self.path = path
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output {path} is a file: give a folder that does not exist yet.")
-        self.resumed = (path / "config.yaml").exists()
-        if self.resumed:
-            self._compare(config)
-        elif path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
-            raise UserError(f"--output {path} holds files that are not a run: give an empty or a new folder.")
+        _check_place(path)
+        self._made = [place for place in (path, *path.parents) if not place.exists()]
+        self._fresh = not (path / "config.yaml").exists()
         path.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] = (path / ".lock").open("w")
+        self._lock = _lock(path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"Another process is writing the run in {path}: wait for it, or give another --output."
-            ) from None
-        write_text(path / "config.yaml", config.to_yaml())
+            self.resumed = self._claim(config)
+            write_text(path / "config.yaml", config.to_yaml())
+        except BaseException:
+            self._withdraw()
+            raise
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -75,33 +93,106 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind is None:
+            os.close(self._lock)
+        else:
+            self._withdraw()
 
-    def _compare(self, config: RunConfig) -> None:
-        try:
-            stored = yaml.safe_load((self.path / "config.yaml").read_text())
-        except yaml.YAMLError:
-            stored = None
-        if not isinstance(stored, dict):
-            raise UserError(f"{self.path / 'config.yaml'} cannot be read: give another --output.")
+    def _claim(self, config: RunConfig) -> bool:
+        """Whether the folder holds this run; another one is refused, or cleared away if it never began."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return False
+        stored = _stored(path)
         mine = yaml.safe_load(config.to_yaml())
-        for section in _MAY_DIFFER:
-            mine.pop(section, None)
-            stored.pop(section, None)
         difference = _first_difference(stored, mine)
-        if difference:
+        if difference is None:
+            return True
+        if _begun(self.path, stored):
             key, there, here = difference
             raise UserError(
-                f"{self.path} holds another run ({key} is {there!r} there and {here!r} here): give another --output, "
-                "or the same config to go on with that run."
+                f"{self.path} holds another run ({key} is {there!r} there and {here!r} here): give another "
+                "--output, or the same config to go on with that run."
             )
+        for name in (*_FREE, "release"):
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        return False
+
+    def _withdraw(self) -> None:
+        """Leaves no trace of an attempt that made nothing."""
+        with contextlib.suppress(OSError):  # somebody else may be using the folder by now
+            inside = list(self.path.rglob("*"))
+            folders = [path for path in inside if path.is_dir()]
+            if self._fresh and {path.name for path in inside} - {path.name for path in folders} <= _OURS:
+                for folder in reversed(folders):
+                    folder.rmdir()
+                (self.path / "config.yaml").unlink(missing_ok=True)
+                (self.path / ".lock").unlink()
+                for folder in self._made:
+                    folder.rmdir()
+        os.close(self._lock)
+
+
+def _check_place(path: Path) -> None:
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            where = "is a file" if place == path else f"lies inside {place}, which is a file"
+            raise UserError(f"--output {path} {where}: give a folder that does not exist yet.")
+    if not path.exists():
+        return
+    names = {entry.name for entry in path.iterdir()}
+    # A config.yaml alone may be the user's own, which must not be written over.
+    run = "config.yaml" in names and (".lock" in names or "release" in names)
+    if names - {".lock"} and not run:
+        raise UserError(f"--output {path} holds files that are not a run: give an empty or a new folder.")
+
+
+def _lock(path: Path) -> int:
+    """Locks a run's folder for this process; the system gives the lock back however the process ends."""
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), (path / ".lock").stat()):
+            return descriptor
+    except OSError:  # locked, or gone because its owner withdrew between our calls
+        pass
+    os.close(descriptor)
+    raise UserError(f"Another process is writing the run in {path}: wait for it, or give another --output.")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The config of the run in a folder, with today's defaults for keys it did not know."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = RunConfig.model_validate(values)
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError):
+        raise UserError(
+            f"{path} cannot be read as the config of a run (damaged, or of another version): give another --output."
+        ) from None
+    stored: dict[str, Any] = yaml.safe_load(config.to_yaml())
+    return stored
+
+
+def _begun(folder: Path, stored: Mapping[str, Any]) -> bool:
+    """Whether a run has paid for a release, or left results."""
+    if any((folder / name).exists() for name in ("release/manifest.json", *_OUTCOME)):
+        return True
+    try:
+        release_id = json.loads((folder / "release" / "pending.json").read_text())["release_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    ledger = RunConfig.model_validate(stored).ledger_path
+    return ledger.exists() and Ledger(ledger).find_charge(str(release_id)) is not None
 
 
 def _first_difference(
     there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
     for key in {**there, **here}:
+        if not prefix and key in _MAY_DIFFER:
+            continue
         a, b = there.get(key), here.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found = _first_difference(a, b, f"{prefix}{key}.")

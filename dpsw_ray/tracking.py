@@ -151,8 +151,8 @@ def open_tracker(
     uri = config.uri or f"sqlite:///{root / 'mlflow.db'}"
     _check(uri)
     try:
-        client = _client(uri)
         with _alone(uri):
+            client = _client(uri)
             experiment = _experiment(
                 client, config.experiment, None if _is_server(uri) else root / "mlartifacts"
             )
@@ -219,7 +219,14 @@ def _alone(uri: str) -> Iterator[None]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        new = not path.exists() or not path.stat().st_size
+        try:
+            yield
+        except Exception:
+            if new:  # half a data base, say on a full disk, would be refused from then on
+                path.unlink(missing_ok=True)
+                path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+            raise
     finally:
         os.close(folder)
 

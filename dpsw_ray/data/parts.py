@@ -7,6 +7,7 @@ read before it is touched. `digests.npy` holds the records' 16-byte digests in s
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dpsw_ray.data.records import Part, RecordSchema
-from dpsw_ray.files import atomic_path, read_arrow
+from dpsw_ray.files import atomic_path, read_arrow, write_bytes
 
 __all__ = ["DIGEST", "DamagedPart", "overlap", "read_digests", "read_part", "write_part"]
 
@@ -58,8 +59,9 @@ def write_part(
         pa.ipc.new_file(sink, batch.schema) as writer,
     ):
         writer.write_batch(batch)
-    with atomic_path(folder / "digests.npy", mode=mode) as aside, aside.open("wb") as file:
-        np.save(file, np.sort(digests), allow_pickle=False)
+    buffer = io.BytesIO()  # written straight to a full disk, NumPy would raise an error without its reason
+    np.save(buffer, np.sort(digests), allow_pickle=False)
+    write_bytes(folder / "digests.npy", buffer.getvalue(), mode=mode)
 
 
 def read_part(folder: Path, schema: RecordSchema) -> Part:

@@ -268,7 +268,11 @@ class _Pending:
     def append(
         self, values: npt.NDArray[Any], codes: npt.NDArray[np.int32], digests: npt.NDArray[np.bytes_]
     ) -> None:
-        self.file.write(np.ascontiguousarray(values, dtype=self.schema.dtype).data)
+        try:
+            self.file.write(np.ascontiguousarray(values, dtype=self.schema.dtype).data)
+        except OSError as error:
+            error.filename = str(self.path)  # a failed write names no file
+            raise
         self.codes.append(codes)
         self.digests.append(digests)
 
@@ -305,6 +309,11 @@ def _build(source: Source, cfg: DataConfig, folder: Path, relation: str) -> None
             for part in pending.values():
                 files.enter_context(part.file)
             codes = _collect(source, cfg, pending)
+            if not any(map(len, pending["public"].codes)):
+                raise UserError(
+                    f"{source.name} gives no public record: it is empty, its records have missing values, "
+                    f"or it is too small for data.public_fraction {cfg.public_fraction}."
+                )
             seen = set(np.unique(np.concatenate(pending["public"].codes)).tolist())
             found = [label for label, code in codes.items() if code in seen]
             classes = _class_list(cfg, source, found) if source.labelled else ()
@@ -314,11 +323,6 @@ def _build(source: Source, cfg: DataConfig, folder: Path, relation: str) -> None
                 name: part.store(aside / name, lookup, 0o600 if name == "private" else 0o644)
                 for name, part in pending.items()
             }
-        if not len(digests["public"]):
-            raise UserError(
-                f"{source.name} gives no public record: it is empty, its records have missing values, "
-                f"or it is too small for data.public_fraction {cfg.public_fraction}."
-            )
         if relation != "add_remove" and not len(digests["private"]):
             raise UserError(
                 f"{source.name} leaves no private record: it is too small for "
