@@ -155,10 +155,19 @@ def _show(values: dict[str, Any], as_json: bool) -> None:
 
 def _lines(value: Any, indent: int = 0) -> list[str]:
     lines: list[str] = []
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(item, dict | list) and item:
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
             lines += [f"{'  ' * indent}{key}:", *_lines(item, indent + 1)]
+        elif isinstance(item, list):
+            lines += [f"{'  ' * indent}{key}:", *(f"{'  ' * (indent + 1)}- {_inline(entry)}" for entry in item)]
         else:
-            shown = f"{item:.6g}" if isinstance(item, float) else item
-            lines.append(f"{'  ' * indent}{key}: {shown}")
+            lines.append(f"{'  ' * indent}{key}: {_inline(item)}")
     return lines
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +31,8 @@ Array = NDArray[np.float64]
 _ROUNDS = 2  # reference, fit, better reference, fit
 _BISECTIONS = 8  # of log kappa
 _LOG_KAPPA = (0.0, 14.0)
-_MIRROR_STEPS = 150
+_MIRROR_STEPS = 150  # at most
+_MIRROR_TOLERANCE = 3e-4  # bound of the total variation that further steps could change
 _FISTA_STEPS = 300
 
 
@@ -103,7 +105,7 @@ def _shared_shape(y: Array, f: Array, grid: BinGrid, kernel: Array, directions: 
     aligned = _shift(y, -offset).mean(axis=0, keepdims=True)
     shape = _simplex_least_squares(aligned, kernel)
     moved = _shift(np.repeat(shape, len(y), axis=0), offset) + 1e-6  # KL needs support everywhere
-    return moved / moved.sum(axis=1, keepdims=True)
+    return np.asarray(moved / moved.sum(axis=1, keepdims=True))
 
 
 def _shift(rows: Array, offset: Array) -> Array:
@@ -126,41 +128,76 @@ def _mirror_descent(y: Array, kernel: Array, reference: Array, noise: float, kap
     precision = noise**-2
     # Relative smoothness: the Hessian's largest eigenvalue times the largest mass a bin realistically holds.
     step = 1.0 / (precision * float(np.linalg.eigvalsh(gram)[-1]) * 0.35 + kappa)
-    anchor = np.log(reference)
-    log_f, f = anchor, reference
-    for _ in range(_MIRROR_STEPS):
-        gradient = precision * (f @ gram - target) + kappa * (log_f - anchor)
-        log_f = log_f - step * gradient
-        log_f = log_f - log_f.max(axis=1, keepdims=True)
-        f = np.exp(log_f)
-        total = f.sum(axis=1, keepdims=True)
-        f = f / total
-        log_f = log_f - np.log(total)
-    return f
+    # With log_f <- log_f - step * (precision * (f @ gram - target) + kappa * (log_f - anchor)), the last term
+    # contracts by `shrink`: what is still to come is at most the last change times shrink / (1 - shrink).
+    shrink = 1.0 - step * kappa
+    enough = 2 * _MIRROR_TOLERANCE * (1.0 - shrink)
+    pull = (step * precision) * gram  # symmetric
+    # Transposed, [inner, K]: reductions over the bins then run along whole cache lines.
+    f = np.ascontiguousarray(reference.T)
+    log_f = np.log(f)
+    constant = np.ascontiguousarray(target.T) * (step * precision) + log_f * (step * kappa)
+    for i in range(_MIRROR_STEPS):
+        log_f = shrink * log_f
+        log_f += constant
+        log_f -= pull @ f
+        log_f -= log_f.max(axis=0)
+        before, f = f, np.exp(log_f)
+        total = f.sum(axis=0)
+        f /= total
+        log_f -= np.log(total)
+        if i % 4 == 3 and float(np.abs(f - before).sum(axis=0).max()) < enough:
+            break
+    return np.ascontiguousarray(f.T)
 
 
 def _simplex_least_squares(y: Array, kernel: Array) -> Array:
     """Argmin |y - G f|^2 over f in the simplex, row by row, by FISTA (Beck and Teboulle 2009)."""
-    gram, target = kernel.T @ kernel, y @ kernel
-    step = 1.0 / float(np.linalg.eigvalsh(gram)[-1])
-    f = np.full_like(target, 1.0 / target.shape[1])
-    ahead, momentum = f, 1.0
-    for _ in range(_FISTA_STEPS):
-        new = _project_simplex(ahead - step * (ahead @ gram - target))
-        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = new + (momentum - 1) / following * (new - f)
-        f, momentum = new, following
+    gram = kernel.T @ kernel
+    return np.asarray(_fista(y @ kernel, gram, 1.0 / float(np.linalg.eigvalsh(gram)[-1]), _FISTA_STEPS))
+
+
+@numba.njit(nogil=True, cache=True)
+def _fista(target, gram, step, steps):  # type: ignore[no-untyped-def]
+    rows, n = target.shape
+    f = np.full((rows, n), 1.0 / n)
+    new, ahead = np.empty(n), np.empty(n)
+    for r in range(rows):
+        row, goal = f[r], target[r]
+        ahead[:] = row
+        momentum = 1.0
+        for _ in range(steps):
+            new[:] = goal
+            for k in range(n):
+                a = ahead[k]
+                column = gram[k]
+                for i in range(n):
+                    new[i] -= a * column[i]
+            for i in range(n):
+                new[i] = ahead[i] + step * new[i]
+            threshold = _simplex_threshold(new)
+            following = (1.0 + np.sqrt(1.0 + 4.0 * momentum * momentum)) / 2.0
+            for i in range(n):
+                new[i] = max(new[i] - threshold, 0.0)
+                ahead[i] = new[i] + (momentum - 1.0) / following * (new[i] - row[i])
+                row[i] = new[i]
+            momentum = following
     return f
 
 
-def _project_simplex(rows: Array) -> Array:
-    """Euclidean projection of each row onto the simplex (Held, Wolfe and Crowder 1974)."""
-    ordered = -np.sort(-rows, axis=1)
-    excess = np.cumsum(ordered, axis=1) - 1
-    size = np.arange(1, rows.shape[1] + 1)
-    support = (ordered - excess / size > 0).sum(axis=1)
-    threshold = np.take_along_axis(excess, support[:, None] - 1, axis=1) / support[:, None]
-    return np.asarray(np.maximum(rows - threshold, 0.0))
+@numba.njit(nogil=True, cache=True)
+def _simplex_threshold(row):  # type: ignore[no-untyped-def]
+    """What to subtract before clipping at 0 to project onto the simplex (Michelot 1986)."""
+    threshold, support = (row.sum() - 1.0) / row.size, row.size
+    while True:
+        total, size = 0.0, 0
+        for value in row:
+            if value > threshold:
+                total += value
+                size += 1
+        if size == support or size == 0:
+            return threshold
+        threshold, support = (total - 1.0) / size, size
 
 
 def _cumulate(density: Array) -> Array:

@@ -1,8 +1,15 @@
-"""The drift on CPU: one fused loop per direction, in which everything stays in the cache."""
+"""The drift on CPU: blocks of particles against groups of directions, in passes the compiler can vectorise.
+
+Projections, displacements and their sums are multiples of a fixed unit below 2^53 of it, so float64 holds them
+exactly in any order: such sums may be contracted and re-associated freely (`_EXACT`). The few formulas that round
+(cell index, interpolation, the map of the edges) may not, and are those of `drift_torch`.
+"""
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -13,26 +20,90 @@ from dpsw_ray.slicing.grid import PHASES, SCALE
 
 __all__ = ["drift_numba"]
 
-_BLOCK = 1024  # particles: a block's projections and sums stay in the first-level cache
-_GROUP = (
-    16  # directions summed in float64 before a flush to int64: 2^-46 * 2^53 bounds the group's exact sums
-)
+_BLOCK = 512  # particles: what a pass reads and writes of them stays in the nearest caches
+_GROUP = 16  # directions summed in float64 before a flush to int64: 2^-46 * 2^53 bounds their exact sums
+_LANES = 8  # coordinates multiplied in one pass; particles and directions are padded with zeros
+_EXACT = {"contract", "reassoc", "nsz"}
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _project(x, start, stop, theta, z, at):  # type: ignore[no-untyped-def]
+    """Projects particles on two directions, a coordinate being loaded once for both, to `z[:, at:]`."""
+    n = stop - start
+    z0, z1 = z[0, at : at + n], z[1, at : at + n]
+    for k in range(0, x.shape[0], _LANES):
+        x0, x1, x2, x3 = x[k, start:stop], x[k + 1, start:stop], x[k + 2, start:stop], x[k + 3, start:stop]
+        x4, x5, x6, x7 = (
+            x[k + 4, start:stop],
+            x[k + 5, start:stop],
+            x[k + 6, start:stop],
+            x[k + 7, start:stop],
+        )
+        t, u = theta[0, k : k + _LANES], theta[1, k : k + _LANES]
+        t0, t1, t2, t3, t4, t5, t6, t7 = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
+        u0, u1, u2, u3, u4, u5, u6, u7 = u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7]
+        if k == 0:
+            z0[:] = 0.0
+            z1[:] = 0.0
+        for i in range(n):
+            a = x0[i] * t0 + x1[i] * t1 + x2[i] * t2 + x3[i] * t3
+            b = x0[i] * u0 + x1[i] * u1 + x2[i] * u2 + x3[i] * u3
+            a += x4[i] * t4 + x5[i] * t5 + x6[i] * t6 + x7[i] * t7
+            b += x4[i] * u4 + x5[i] * u5 + x6[i] * u6 + x7[i] * u7
+            z0[i] += a
+            z1[i] += b
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _count(z, low, to_fine, bins, cells, histogram):  # type: ignore[no-untyped-def]
+    """Counts fine cells; replaces projections by bins and, in `z`, the share of the bin that lies below.
+
+    Dividing by PHASES, a power of two, is exact: bin and share are those of the position in bins.
+    """
+    n = z.size
+    for i in range(n):
+        position = (z[i] - low) * to_fine
+        cell = np.int32(position)
+        b = cell // np.int32(PHASES)
+        cells[i] = cell
+        bins[i] = b
+        z[i] = position * (1.0 / PHASES) - b
+    for i in range(n):
+        histogram[np.uint64(cells[i])] += np.int32(1)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _smooth(histogram, margin, kernel_t, buffer, mass, coarse):  # type: ignore[no-untyped-def]
+    """Sums the fine cells of every bin into `mass` and, through the integer kernel, into `coarse`: exact."""
+    bins = mass.size
+    mass[:] = 0.0
+    coarse[:] = 0.0
+    for b in range(margin, bins - margin):
+        cells = histogram[b * PHASES : (b + 1) * PHASES]
+        here = 0.0
+        for p in range(PHASES):
+            buffer[p] = cells[p]
+            here += buffer[p]
+        if here == 0.0:
+            continue
+        mass[b] = here
+        for tap in range(kernel_t.shape[0]):
+            row = kernel_t[tap]
+            add = 0.0
+            for p in range(PHASES):
+                add += buffer[p] * row[p]
+            coarse[b - margin + tap] += add
 
 
 @numba.njit(nogil=True, cache=True)
-def _nodes(fine, count, margin, kernel, cdf, edges, width, coarse, out):  # type: ignore[no-untyped-def]
-    """Displacements at the bins' ends, in DISPLACEMENT_UNIT, from the fine histogram; returns the squared distance."""
+def _nodes(mass, coarse, count, cdf, edges, width, out, rise):  # type: ignore[no-untyped-def]
+    """Displacements at the bins' ends and their rise across each bin, in DISPLACEMENT_UNIT.
+
+    Returns the squared distance.
+    """
     bins = edges.size - 1
-    taps = kernel.shape[1]
-    coarse[:] = 0
-    for b in range(margin, bins - margin):
-        for p in range(PHASES):
-            here = np.int64(fine[b * PHASES + p])
-            if here != 0:
-                for tap in range(taps):
-                    coarse[b - margin + tap] += here * kernel[p, tap]
     inverse = 1.0 / (np.float64(count) * SCALE)
-    risen = np.int64(0)
+    risen = 0.0
     left = right = 0
     for b in range(bins + 1):
         u = risen * inverse
@@ -52,82 +123,80 @@ def _nodes(fine, count, margin, kernel, cdf, edges, width, coarse, out):  # type
         out[b] = (min(max(x, low), high) - x) / DISPLACEMENT_UNIT
         if b < bins:
             risen += coarse[b]
-    out[bins + 1] = out[bins]
     cost = 0.0
-    for b in range(margin, bins - margin):
-        here = np.int64(0)
-        for p in range(PHASES):
-            here += fine[b * PHASES + p]
-        cost += here * (out[b] * out[b] + out[b] * out[b + 1] + out[b + 1] * out[b + 1])
+    for b in range(bins):
+        rise[b] = out[b + 1] - out[b]
+        cost += mass[b] * (out[b] * out[b] + out[b] * out[b + 1] + out[b + 1] * out[b + 1])
     return cost * DISPLACEMENT_UNIT * DISPLACEMENT_UNIT / (3.0 * count)
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _interpolate(z, bins, nodes, rise):  # type: ignore[no-untyped-def]
+    """Replaces shares of bins by whole displacements."""
+    n = z.size
+    for i in range(n):
+        b = np.uint64(bins[i])
+        z[i] = nodes[b] + z[i] * rise[b]
+    for i in range(n):
+        z[i] = np.rint(z[i])
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _accumulate(z, start, stop, theta, total, at):  # type: ignore[no-untyped-def]
+    """Adds a group's displacements along its directions; unrolled, so that a sum never leaves its register."""
+    n = stop - start
+    z0, z1, z2, z3 = z[0, start:stop], z[1, start:stop], z[2, start:stop], z[3, start:stop]
+    z4, z5, z6, z7 = z[4, start:stop], z[5, start:stop], z[6, start:stop], z[7, start:stop]
+    z8, z9, z10, z11 = z[8, start:stop], z[9, start:stop], z[10, start:stop], z[11, start:stop]
+    z12, z13, z14, z15 = z[12, start:stop], z[13, start:stop], z[14, start:stop], z[15, start:stop]
+    for k in range(total.shape[0]):
+        t = theta[:, k]
+        t0, t1, t2, t3, t4, t5, t6, t7 = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
+        t8, t9, t10, t11, t12, t13, t14, t15 = t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15]
+        into = total[k, at : at + n]
+        for i in range(n):
+            s = z0[i] * t0 + z1[i] * t1 + z2[i] * t2 + z3[i] * t3
+            s += z4[i] * t4 + z5[i] * t5 + z6[i] * t6 + z7[i] * t7
+            s += z8[i] * t8 + z9[i] * t9 + z10[i] * t10 + z11[i] * t11
+            s += z12[i] * t12 + z13[i] * t13 + z14[i] * t14 + z15[i] * t15
+            into[i] += np.int64(s * (DISPLACEMENT_UNIT / DRIFT_UNIT))
+
+
 @numba.njit(nogil=True, cache=True)
-def _drift(xt, offsets, directions, low, width, margin, kernel, cdf, edges, total, cost):  # type: ignore[no-untyped-def]
-    dim = xt.shape[0]
-    count = directions.shape[0]
+def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cdf, edges, total, cost):  # type: ignore[no-untyped-def]
+    """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded with zeros."""
     bins = edges.size - 1
     largest = 0
     for c in range(offsets.size - 1):
         largest = max(largest, offsets[c + 1] - offsets[c])
-    fine = np.zeros((2, bins * PHASES), np.int32)
-    coarse = np.zeros(bins, np.int64)
-    nodes = np.zeros((_GROUP, bins + 2))
-    z = np.empty((_GROUP, largest))
-    sums = np.empty((dim, _BLOCK))
-    to_fine = PHASES / width
-    to_bin = 1.0 / width
+    histogram = np.empty((_GROUP, bins * PHASES), np.int32)
+    buffer, mass, coarse = np.empty(PHASES), np.empty(bins), np.empty(bins)
+    nodes, rise = np.empty((_GROUP, bins + 1)), np.empty((_GROUP, bins))
+    cells = np.empty(_BLOCK, np.int32)
+    theta = np.empty((_GROUP, directions.shape[1]))
+    z, bins_of = np.zeros((_GROUP, largest)), np.empty((_GROUP, largest), np.int16)
     for c in range(offsets.size - 1):
-        first = offsets[c]
-        n = offsets[c + 1] - first
-        if n == 0:
-            continue
-        for j0 in range(0, count, _GROUP):
-            group = min(_GROUP, count - j0)
+        begin, n = offsets[c], offsets[c + 1] - offsets[c]
+        for j in range(first, last if n else first, _GROUP):
+            group = min(_GROUP, last - j)
+            theta[:group] = directions[j : j + group]
+            theta[group:] = 0.0  # the rest of an incomplete group adds nothing
+            histogram[:] = 0
+            for s in range(0, n, _BLOCK):
+                e = min(n, s + _BLOCK)
+                for g in range(0, group, 2):
+                    _project(x, begin + s, begin + e, theta[g : g + 2], z[g : g + 2], s)
+                for g in range(group):
+                    _count(z[g, s:e], low, PHASES / width, bins_of[g, s:e], cells, histogram[g])
             for g in range(group):
-                fine[:] = 0
-                for s in range(0, n, _BLOCK):
-                    e = min(n, s + _BLOCK)
-                    zb = z[g, s:e]
-                    zb[:] = 0.0
-                    for k in range(dim):
-                        t = directions[j0 + g, k]
-                        xb = xt[k, first + s : first + e]
-                        for i in range(e - s):
-                            zb[i] += xb[i] * t
-                    for i in range(e - s):
-                        zb[i] -= low
-                    # Two histograms in turn: neighbours in one bin would wait for each other's store.
-                    for i in range(0, e - s - 1, 2):
-                        fine[0, np.int32(zb[i] * to_fine)] += 1
-                        fine[1, np.int32(zb[i + 1] * to_fine)] += 1
-                    if (e - s) % 2:
-                        fine[0, np.int32(zb[e - s - 1] * to_fine)] += 1
-                for f in range(fine.shape[1]):
-                    fine[0, f] += fine[1, f]
-                j = j0 + g
-                squared = _nodes(fine[0], n, margin, kernel, cdf[c, j], edges, width, coarse, nodes[g])
+                _smooth(histogram[g], margin, kernel_t, buffer, mass, coarse)
+                squared = _nodes(mass, coarse, n, cdf[c, j + g], edges, width, nodes[g], rise[g])
                 cost[c] += np.int64(np.rint(squared / COST_UNIT))
             for s in range(0, n, _BLOCK):
                 e = min(n, s + _BLOCK)
-                sums[:] = 0.0
                 for g in range(group):
-                    zb = z[g, s:e]
-                    node = nodes[g]
-                    for i in range(e - s):
-                        f = zb[i] * to_bin
-                        b = np.int32(f)
-                        zb[i] = np.rint(node[b] + (f - b) * (node[b + 1] - node[b]))
-                    for k in range(dim):
-                        t = directions[j0 + g, k]
-                        row = sums[k]
-                        for i in range(e - s):
-                            row[i] += zb[i] * t
-                for k in range(dim):
-                    row = sums[k]
-                    into = total[k, first + s : first + e]
-                    for i in range(e - s):
-                        into[i] += np.int64(row[i] * (DISPLACEMENT_UNIT / DRIFT_UNIT))
+                    _interpolate(z[g, s:e], bins_of[g, s:e], nodes[g], rise[g])
+                _accumulate(z, s, e, theta, total, begin + s)
 
 
 def drift_numba(
@@ -145,27 +214,41 @@ def drift_numba(
         Array of size [n, d] in DRIFT_UNIT and array of size [C] in COST_UNIT; see `drift_reference`.
     """
     n, dim = particles.shape
-    xt = np.ascontiguousarray(particles.T)
-    grid = slices.grid
-    blocks = [block for block in np.array_split(np.arange(len(slices.directions)), threads) if len(block)]
+    grid, count = slices.grid, len(slices.directions)
+    padding = -dim % _LANES
+    x = np.zeros((dim + padding, n))
+    x[:dim] = particles.T
+    directions = np.zeros((count, dim + padding))
+    directions[:, :dim] = slices.directions
+    kernel_t = slices.kernel.T.astype(np.float64, order="C")
+    cdf, edges, ends = _read_only(slices.cdf), _read_only(grid.edges), _read_only(offsets)
 
-    def work(block: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        part = slice(int(block[0]), int(block[-1]) + 1)
+    def work(first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         total = np.zeros((dim, n), dtype=np.int64)
         cost = np.zeros(len(offsets) - 1, dtype=np.int64)
         _drift(
-            xt, offsets, slices.directions[part], grid.low, grid.width, grid.margin, slices.kernel,
-            slices.cdf[:, part], grid.edges, total, cost,
+            x, ends, directions, first, last, grid.low, grid.width, grid.margin, kernel_t, cdf, edges, total, cost
         )  # fmt: skip
         return total, cost
 
-    if len(blocks) == 1:
-        parts = [work(blocks[0])]
-    else:
-        with ThreadPoolExecutor(len(blocks)) as pool:
-            parts = list(pool.map(work, blocks))
-    total, cost = parts[0]
-    for other_total, other_cost in parts[1:]:
+    cuts = [count * i // threads for i in range(threads + 1)]
+    others = [_pool(threads - 1).submit(work, cuts[i], cuts[i + 1]) for i in range(1, threads)]
+    total, cost = work(cuts[0], cuts[1])
+    for other in others:
+        other_total, other_cost = other.result()
         total += other_total
         cost += other_cost
     return np.ascontiguousarray(total.T), cost
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view: Numba compiles for writable and read-only arrays anew, and workers receive the latter."""
+    view = np.ascontiguousarray(array).view()
+    view.setflags(write=False)
+    return view
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Kept from step to step: starting threads takes as long as part of a step."""
+    return ThreadPoolExecutor(threads)

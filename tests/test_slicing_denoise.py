@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dpsw_ray.release import Release
+from dpsw_ray.release.quantiles import denoise
+from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
+from dpsw_ray.slicing.grid import SCALE, BinGrid
+from dpsw_ray.slicing.histogram import add_histograms
+
+GRID = BinGrid(32, 1.0)
+DIRECTIONS = haar_frames(8, 8, seed=0)
+MANIFEST = {"publishable": False}
+
+
+@cache
+def exact_counts() -> NDArray[np.int64]:
+    """Three classes of a few thousand records; the last one has none."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(2, 9_000, p=[0.6, 0.4]).astype(np.int32)
+    centres = rng.standard_normal((2, 3, 8))
+    centres /= np.linalg.norm(centres, axis=2, keepdims=True)
+    x = centres[labels, rng.integers(0, 3, len(labels))] + 0.2 * rng.standard_normal((len(labels), 8))
+    x = round_to_lattice(x * (1 - 1e-6) / np.linalg.norm(x, axis=1, keepdims=True))
+    counts = np.zeros((3, len(DIRECTIONS), GRID.bins), dtype=np.int64)
+    add_histograms(x, labels, DIRECTIONS, GRID, counts)
+    return counts
+
+
+def release(noise_in_records: float, seed: int = 0) -> Release:
+    std = noise_in_records * SCALE
+    noise = np.random.default_rng(seed).normal(0, std, exact_counts().shape) if std else 0.0
+    counts = exact_counts() + np.rint(noise).astype(np.int64)
+    return Release(DIRECTIONS.copy(), counts, GRID.table.copy(), GRID, std, MANIFEST)
+
+
+def cumulate(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    density = counts / counts.sum(axis=-1, keepdims=True)
+    return np.concatenate([np.zeros((*counts.shape[:-1], 1)), np.cumsum(density, axis=-1)], axis=-1)
+
+
+def simplex(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Euclidean projection of each row onto the simplex."""
+    ordered = -np.sort(-rows, axis=-1)
+    excess = (np.cumsum(ordered, axis=-1) - 1) / np.arange(1, rows.shape[-1] + 1)
+    support = (ordered > excess).sum(axis=-1, keepdims=True)
+    return np.maximum(rows - np.take_along_axis(excess, support - 1, axis=-1), 0.0)
+
+
+def sliced_w2(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Root mean square over the slices of the W2 distance between CDFs [K, bins + 1]."""
+    levels = (np.arange(2_000) + 0.5) / 2_000
+    squared = [
+        np.mean((np.interp(levels, u, GRID.edges) - np.interp(levels, v, GRID.edges)) ** 2)
+        for u, v in zip(a, b, strict=True)
+    ]
+    return float(np.sqrt(np.mean(squared)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 20.0, 1e4])
+def test_cdfs_rise_from_0_to_1(noise: float) -> None:
+    targets = denoise(release(noise))
+    cdf = targets.slices.cdf
+    assert np.isfinite(cdf).all()
+    assert (cdf[..., 0] == 0).all()
+    assert (cdf[..., -1] == 1).all()
+    assert (np.diff(cdf, axis=-1) >= 0).all()
+    assert targets.weights.sum() == pytest.approx(1)
+    assert (targets.weights >= 0).all()
+
+
+def test_an_exact_table_passes_unchanged() -> None:
+    targets = denoise(release(0.0))
+    expected = cumulate(exact_counts()[:2].astype(np.float64))
+    assert np.abs(targets.slices.cdf[:2] - expected).max() < 1e-12
+    records = exact_counts()[:, 0].sum(axis=1) / SCALE
+    assert np.allclose(targets.weights, records / records.sum(), atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [5.0, 20.0, 60.0])
+def test_shared_shape_beats_projecting_each_slice_alone(noise: float) -> None:
+    noisy = release(noise)
+    fitted = denoise(noisy).slices.cdf
+    for c in range(2):
+        truth = cumulate(exact_counts()[c].astype(np.float64))
+        total = noisy.counts[c].sum(axis=1).mean()
+        alone = cumulate(simplex(noisy.counts[c] / total))
+        assert sliced_w2(fitted[c], truth) < 0.8 * sliced_w2(alone, truth)
+
+
+@pytest.mark.parametrize("noise", [0.0, 5.0, 20.0])
+def test_a_class_without_records_gets_no_weight(noise: float) -> None:
+    targets = denoise(release(noise))
+    assert targets.weights[2] == 0
+    assert targets.weights[:2] == pytest.approx([0.6, 0.4], abs=0.03)
+    assert np.isfinite(targets.slices.cdf).all()
+
+
+def test_the_same_release_gives_the_same_targets() -> None:
+    a, b = denoise(release(20.0)), denoise(release(20.0))
+    assert np.array_equal(a.slices.cdf, b.slices.cdf)
+    assert np.array_equal(a.weights, b.weights)
