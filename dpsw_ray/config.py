@@ -197,7 +197,7 @@ class FlowConfig(_Section):
     """Post-processing: everything here is free of privacy cost."""
 
     particles: Whole = Field(10_000, ge=1)
-    steps: Whole = Field(200, ge=1, description="at most; an early stop may end it before")
+    steps: Whole = Field(300, ge=1, description="at most; an early stop may end it before")
     step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
         "auto", description="h; auto: the full transport step h = d"
     )
@@ -205,7 +205,7 @@ class FlowConfig(_Section):
     diffusion: Real = Field(0.0, ge=0.0, description="lambda of the Wiener term sqrt(2 lambda h) Z")
     class_balance: Literal["released", "equal"] = Field("released", description="particles per class")
     patience: Whole = Field(10, ge=1, description="steps without progress before the early stop")
-    tolerance: Real = Field(1e-3, ge=0.0, description="relative fall of the sliced distance that counts")
+    tolerance: Real = Field(5e-3, ge=0.0, description="relative fall of the sliced distance that counts")
     parallel: Literal["directions"] = "directions"
     kernel: Literal["auto", "numba", "torch"] = "auto"
 

@@ -81,6 +81,8 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     timings = _Timings()
     hidden = config.privacy.relation == "add_remove"
     ledger = Ledger(config.ledger_path)
+    # Before a record is read: under another relation, dividing the data set would tell a protected N.
+    ledger.check(ledger_account(config), config.privacy.relation)
     with (
         RunFolder(config, path) as folder,
         open_tracker(config.tracking, path.parent, config.name) as tracker,
@@ -141,6 +143,8 @@ def generate(
     records, labels = _decode(config.seed, result, encoder, release)
     write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
+    if not release.publishable:
+        progress.say("DO NOT PUBLISH them: the release is not publishable (see the run's report)")
 
 
 def _open_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
@@ -163,6 +167,8 @@ def _check_delta(config: RunConfig, data: Dataset) -> None:
 
 
 def _fit_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progress) -> Encoder:
+    if (folder / "encoder.json").exists():
+        return load_encoder(folder)  # the release of this folder, if there is one, was made with it
     public = data.public()
 
     def train() -> Encoder:
@@ -173,8 +179,7 @@ def _fit_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progr
             )  # fmt: skip
 
     encoder = cached_encoder(config, data.info.schema, digest_arrays(public.values), config.home, train)
-    if not (folder / "encoder.json").exists():
-        encoder.save(folder)
+    encoder.save(folder)
     return encoder
 
 
@@ -293,6 +298,7 @@ def _research(
     distance = shards.call(
         "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.seed)
     )[0]
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     write_json(
         path,
         {

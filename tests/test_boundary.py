@@ -89,7 +89,9 @@ def test_driver_reads_no_record_and_no_true_sum(
     latents = np.concatenate([x for x, _ in store.batches(0, store.rows())])
     needles = [row.tobytes() for row in np.asarray(records.values).reshape(len(records), -1)]
     needles += [row.tobytes() for row in latents]
-    needles += [row.tobytes() for part in (*parts, truth) for row in part.reshape(-1, plan.grid.bins) if row.any()]
+    needles += [
+        row.tobytes() for part in (*parts, truth) for row in part.reshape(-1, plan.grid.bins) if row.any()
+    ]
     printed = "".join(capfd.readouterr())
     haystacks = {"messages": pickle.dumps(log), "printed": printed.encode()}
     for path in tmp_path.rglob("*"):
@@ -132,7 +134,9 @@ def test_add_remove_hides_the_number_of_records(tmp_path: Path, monkeypatch: pyt
     assert data.info.private_count is None
     assert Release.load(tmp_path / "run" / "release").manifest["private_records"] is None
     count = len(open_private_records(data.private_dir))
-    returned = [result for method, (_, results) in ((m, v) for m, v in log if m[0].islower()) for result in [results]]
+    returned = [
+        result for method, (_, results) in ((m, v) for m, v in log if m[0].islower()) for result in [results]
+    ]
     assert not any(value == count for value in _numbers(returned))
     metrics = (tmp_path / "run" / "metrics.json").read_text()
     assert '"release"' not in metrics.split('"seconds"')[1]

@@ -106,8 +106,19 @@ def test_adding_or_removing_a_record_moves_no_other(tmp_path: Path, numbers: np.
 def test_the_split_seed_changes_the_split(tmp_path: Path, numbers: np.ndarray) -> None:
     cfg = table_config(tmp_path / "w.parquet", as_columns(numbers))
     first = parts(imported(cfg, tmp_path))
-    second = parts(imported(cfg.model_copy(update={"split_seed": 1}), tmp_path))
+    second = parts(imported(cfg.model_copy(update={"split_seed": 1, "name": "other"}), tmp_path))
     assert rows(first["public"]) != rows(second["public"])
+
+
+@pytest.mark.parametrize("change", [{"split_seed": 1}, {"public_fraction": 0.4}, {"columns": ["a"]}])
+def test_a_data_set_is_divided_once(tmp_path: Path, numbers: np.ndarray, change: dict[str, Any]) -> None:
+    """Otherwise the encoder of one run would be trained on records that another run protects."""
+    columns = as_columns(numbers) | {"y": ["u", "v"] * (len(numbers) // 2)}
+    cfg = table_config(tmp_path / "t.parquet", columns).model_copy(update={"columns": ["a", "b"]})
+    imported(cfg, tmp_path)
+    with pytest.raises(UserError, match=f"data.{next(iter(change))}.* would divide it another way"):
+        imported(cfg.model_copy(update=change), tmp_path)
+    assert imported(cfg.model_copy(update={"label": "y"}), tmp_path).info.classes == ("u", "v")
 
 
 def test_duplicates_share_a_part_whatever_their_label(tmp_path: Path, numbers: np.ndarray) -> None:

@@ -211,6 +211,18 @@ def test_celeba_without_partition_and_label(tmp_path: Path) -> None:
     assert info.public_count + info.test_count + info.private_count == 24
 
 
+def test_celeba_names_no_persons_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_celeba(tmp_path, n=1, partition=False)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PermissionError) as caught:
+        list(CelebaSource(tmp_path, None).batches("train"))
+    assert caught.value.filename == str(tmp_path / "img_align_celeba")
+
+
 def _undecodable(folder: Path) -> None:
     (folder / "img_align_celeba" / "000003.jpg").write_bytes(b"no image at all")
 

@@ -139,6 +139,7 @@ class CelebaSource:
             ) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, OSError) and error.errno is not None:
+                error.filename = str(folder)  # not the person's image
                 raise
             raise UserError(
                 f"{folder} holds an image that cannot be decoded; unpack the archive again."

@@ -14,6 +14,8 @@ Why a hash and not a shuffle:
   records across the border when one is added, and the sizes of its parts would tell N.
 * Identical records always land in the same part, so a duplicate cannot be public and private at once; for the
   same reason the label is left out of the digest. Duplicates inside one part are left where they are.
+* A data set is divided once: another seed, fraction or set of columns under the same account is refused, as
+  records that one division protects would be public in the other.
 * The digest is of little-endian bytes with one NaN and one zero, so every machine makes the same split, and
   growing the data set later never moves a record that was there.
 
@@ -230,10 +232,11 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
         if cfg.classes is not None:
             _check_classes(cfg.classes, source)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
+        with _locked(folder.with_name(".account.lock")):
             if not (folder / "dataset.json").exists():
                 if folder.exists():
                     raise _damaged(folder, "its dataset.json is missing")
+                _check_one_division(cfg, source, folder)
                 _build(source, cfg, folder, relation)
     return read_info(folder)
 
@@ -406,6 +409,29 @@ def _check_classes(classes: list[str], source: Source) -> None:
         raise UserError(f"data.classes must list different labels, found {_listed(classes) or 'none'}.")
 
 
+def _check_one_division(cfg: DataConfig, source: Source, folder: Path) -> None:
+    """Refuses to divide a data set in two ways: what one protects, the other would train its encoder on."""
+    wanted, path = _split_rule(source, cfg), resolved_path(cfg)
+    for manifest in sorted(folder.parent.glob("[!.]*/dataset.json")):
+        try:
+            stored = json.loads(manifest.read_text())
+            differing = [key for key, value in wanted.items() if stored["split"][key] != value]
+            same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
+            if same_source and tuple(stored["schema"]["columns"]) != source.schema.columns:
+                differing.append("columns")  # whose values the rule hashes
+        except (OSError, ValueError, KeyError, TypeError):
+            raise _damaged(manifest.parent, "its dataset.json is missing or damaged") from None
+        if differing:
+            names = ", ".join(
+                "the source's test part" if key == "test" else f"data.{key}" for key in differing
+            )
+            raise UserError(
+                f"Data set {cfg.account} is divided already, in {manifest.parent}, and {names} would divide it "
+                "another way: records that are private there would be public here. Keep to that division, or give "
+                "records that are promised nothing else a data.name of their own."
+            )
+
+
 def _listed(labels: Sequence[str], most: int = 20) -> str:
     return ", ".join(labels[:most]) + (", …" if len(labels) > most else "")
 
@@ -428,14 +454,19 @@ def _manifest(
         "classes": list(classes),
         "class_names": names,
         "counts": dict(counts),
-        "split": {
-            "rule": "digest = BLAKE2b-128(values); "
-            "u = 2^-53 * (BLAKE2b-64(digest, key = BLAKE2b-256(split_seed)) >> 11)",
-            "test": "the source's own" if source.has_test else f"u < {cfg.test_fraction}",
-            "public_fraction": cfg.public_fraction,
-            "test_fraction": None if source.has_test else cfg.test_fraction,
-            "split_seed": cfg.split_seed,
-        },
+        "split": _split_rule(source, cfg),
+    }
+
+
+def _split_rule(source: Source, cfg: DataConfig) -> dict[str, Any]:
+    """All that decides which part a record goes to, its own values aside."""
+    return {
+        "rule": "digest = BLAKE2b-128(values); "
+        "u = 2^-53 * (BLAKE2b-64(digest, key = BLAKE2b-256(split_seed)) >> 11)",
+        "test": "the source's own" if source.has_test else f"u < {cfg.test_fraction}",
+        "public_fraction": cfg.public_fraction,
+        "test_fraction": None if source.has_test else cfg.test_fraction,
+        "split_seed": cfg.split_seed,
     }
 
 

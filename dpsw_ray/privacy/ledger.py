@@ -20,7 +20,7 @@ import math
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,16 +205,29 @@ class Ledger:
                     body = {"name": name, "id": uuid.uuid4().hex, **wanted, "time": _now()}
                     self._append(connection, log, "register", body, None)
                     return DatasetEntry(**body)
+        self._compare(known, wanted)
+        return known
+
+    def check(self, name: str, relation: Relation) -> None:
+        """Compares like `register`, but only the relation, and writes nothing: before a record is read.
+
+        Raises:
+            UserError: `name` is registered under another relation.
+        """
+        known = self._log().datasets.get(name)
+        if known is not None:
+            self._compare(known, {"relation": check_relation(relation)})
+
+    def _compare(self, known: DatasetEntry, wanted: Mapping[str, Any]) -> None:
         for key, value in wanted.items():
             registered = getattr(known, key)
             if value != registered and not (key == "cap" and value is None):
                 raise UserError(
-                    f"Data set {name} is registered in {self.path} with {key} {_show(registered)}, found "
+                    f"Data set {known.name} is registered in {self.path} with {key} {_show(registered)}, found "
                     f"{_show(value)}: what is promised about a data set cannot change afterwards; use "
                     f"{key} {_show(registered)}"
                     + (", or a name of its own for research." if key == "publishable" else ".")
                 )
-        return known
 
     def charge(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 from dpsw_ray.encoders.base import Encoder
 from dpsw_ray.files import read_arrow, write_arrow, write_bytes
 from dpsw_ray.private.records import open_private_records
-from dpsw_ray.slicing.directions import round_to_lattice
+from dpsw_ray.slicing.directions import LATTICE
 
 __all__ = ["BALL", "NULL", "LatentStore", "bounded"]
 
 CHUNK = 8192
 BALL = 1.0 - 1e-6
-"""Radius every latent is projected into: inside the unit ball even after rounding to the lattice."""
+"""Radius every latent is projected into: inside the unit ball by more than all rounding errors together."""
 
 NULL = -2
 """Label of a null record, which adds nothing; -1 is a record without a (known) class."""
@@ -39,7 +40,7 @@ def bounded(
         labels: array of size [n].
 
     Returns:
-        Latents on the lattice with norms at most 1 - 1e-6 (and a rounding), and labels.
+        Latents on the lattice, rounded towards zero so that norms stay within 1 - 1e-6, and labels.
     """
     finite = np.asarray(np.isfinite(latents).all(axis=1))
     safe = np.where(finite[:, None], latents, 0.0)
@@ -47,7 +48,8 @@ def bounded(
     peak = np.maximum(np.abs(safe).max(axis=1, keepdims=True), 1.0)
     norm = np.linalg.norm(safe / peak, axis=1, keepdims=True) * peak
     safe = safe / peak * (np.minimum(1.0, BALL / np.maximum(norm, BALL)) * peak)
-    return round_to_lattice(safe), np.where(finite, labels, np.int32(NULL)).astype(np.int32)
+    safe = np.trunc(safe / LATTICE) * LATTICE  # to nearest, a norm in many dimensions could pass 1
+    return safe, np.where(finite, labels, np.int32(NULL)).astype(np.int32)
 
 
 class LatentStore:
@@ -101,12 +103,13 @@ class LatentStore:
             yield bounded(latents, table.column("label").to_numpy())
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of the chunk files: changes when the latents may have."""
-        stats = [
-            (p.name, p.stat().st_size, p.stat().st_mtime_ns)
-            for p in sorted(self.folder.glob("chunk-*.arrow"))
-        ]
-        return json.dumps(stats)
+        """Hash of the names and bytes of the chunk files: changes with the latents, whatever their times say."""
+        digest = hashlib.blake2b(digest_size=32)
+        for path in sorted(self.folder.glob("chunk-*.arrow")):
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest()
+            digest.update(path.name.encode() + content)
+        return digest.hexdigest()
 
     def _chunk(self, index: int) -> Path:
         return self.folder / f"chunk-{index:06d}.arrow"

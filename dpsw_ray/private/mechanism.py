@@ -43,9 +43,17 @@ def bound(
 
     Returns:
         Array of size [C, K, bins].
+
+    Raises:
+        RuntimeError: the records would be binned with other integers than the sensitivity was computed from, or
+            are of another dimension.
     """
+    if not np.array_equal(plan.grid.table, plan.table):
+        raise RuntimeError("the table of this machine is not the plan's")
     total = np.zeros(plan.cells, dtype=np.int64)
     for latents, labels in batches:
+        if latents.shape[1] != plan.directions.shape[1]:
+            raise RuntimeError("the latents are not of the plan's dimension")
         if plan.class_conditional:
             blocks = np.where(labels < plan.classes, labels, np.int32(-1)).astype(np.int32)
         else:

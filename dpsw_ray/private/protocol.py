@@ -1,14 +1,15 @@
 """The release as a protocol: charge, sum under masks, write, commit. Runs on the driver, which sees no true sum.
 
     pending.json   the release's random id is durable before anything else
-    charge         the ledger's entry is durable before the first noisy number exists
     noise key      made by shard 0 on the private side, durable, tied to this plan and these latents
+    charge         the ledger's entry is durable before the first noisy number exists
     messages       masked modulo 2^64; their sum is the noisy table
     release/       written atomically, the manifest last
     commit         the noise key is destroyed
 
 Whoever starts again in the middle finds one of three states: a whole release (free), a charged one whose key
-still exists (free: the retry gives the same bits), or a charged one without a key, which is charged again.
+still exists (free: the retry gives the same bits), or anything else, which begins anew under a new id and is
+charged. A key is made before its charge only, so there is at most one noise for every charge.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.cluster.groups import WorkerDied, WorkerGroup
+from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_json
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.masking import unmask
@@ -30,6 +32,8 @@ from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.release.release import Release
 
 __all__ = ["release_once"]
+
+T = TypeVar("T")
 
 _ATTEMPTS = 3
 
@@ -60,46 +64,81 @@ def release_once(
     pending = folder / "pending.json"
     if (folder / "manifest.json").exists():
         release = Release.load(folder)
-        _commit(shards, str(release.manifest["release_id"]), pending)
+        release_id = str(release.manifest["release_id"])
+        _check_charged(ledger, account, release_id, folder)
+        _commit(shards, release_id, pending)
         return release
-    plan = _begun(shards, make_plan, pending, ledger)
+    plan = _begun(shards, make_plan, pending, ledger, account, noise_seed)
     if plan is None:
         release_id = secrets.token_hex(16)
         write_json(pending, {"release_id": release_id})
         plan = make_plan(release_id)
-        ledger.charge(account, [plan.event], run_id, release_id=release_id)
+        if noise_seed is None:
+            _persist(shards, lambda: shards.call("prepare", (plan,)))
+        try:
+            ledger.charge(account, [plan.event], run_id, release_id=release_id)
+        except UserError:  # refused: nothing was released, and the key must not stay behind
+            _commit(shards, release_id, pending)
+            raise
     release = Release.from_plan(plan, _noisy_total(shards, plan, noise_seed), manifest(plan))
     release.save(folder)
     _commit(shards, plan.release_id, pending)
     return release
 
 
+def _check_charged(ledger: Ledger, account: str, release_id: str, folder: Path) -> None:
+    """Refuses a release of elsewhere: this ledger's totals would not know of it."""
+    entry = ledger.find_charge(release_id)
+    if entry is None or entry.dataset != account:
+        raise UserError(
+            f"The release stored in {folder} is not charged to {account} in the ledger {ledger.path}: use the "
+            "ledger it was charged to (paths.ledger), give another --output, or draw more samples from it "
+            "with `dpsw generate`."
+        )
+
+
 def _begun(
-    shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, ledger: Ledger
+    shards: WorkerGroup,
+    make_plan: Callable[[str], ReleasePlan],
+    pending: Path,
+    ledger: Ledger,
+    account: str,
+    noise_seed: int | None,
 ) -> ReleasePlan | None:
     """The plan of a release that was charged and begun here and may be repeated for free, if there is one."""
     try:
         release_id = str(json.loads(pending.read_text())["release_id"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if ledger.find_charge(release_id) is None:
-        return None
+    entry = ledger.find_charge(release_id)
     plan = make_plan(release_id)
+    if entry is None:
+        shards.call("commit", (release_id,))  # never charged: its key, if there is one, protects nothing
+        return None
+    # Charged to somebody else, for something else, or for noise of another kind: no retry of that charge.
+    if entry.dataset != account or entry.events != (plan.event,) or noise_seed is not None:
+        return None
     return plan if shards.call("can_repeat", (plan,))[0] else None
 
 
 def _noisy_total(shards: WorkerGroup, plan: ReleasePlan, noise_seed: int | None) -> NDArray[np.int64]:
-    for attempt in range(_ATTEMPTS):
+    def one_round() -> NDArray[np.int64]:
+        public_keys = shards.call("announce")
+        return unmask(shards.call("contribute", (plan, public_keys, noise_seed)))
+
+    # Repeated as a whole, under fresh masks: the noise key outlives the worker that made it, so the total has
+    # the same bits.
+    return _persist(shards, one_round)
+
+
+def _persist(shards: WorkerGroup, action: Callable[[], T]) -> T:
+    """Repeats `action` on fresh workers when one dies, a few times."""
+    for _ in range(_ATTEMPTS - 1):
         try:
-            public_keys = shards.call("announce")
-            return unmask(shards.call("contribute", (plan, public_keys, noise_seed)))
+            return action()
         except WorkerDied:
-            # The whole round again, under fresh masks: the noise key outlives the worker that made it, so the
-            # total has the same bits.
-            if attempt == _ATTEMPTS - 1:
-                raise
             shards.rebuild()
-    raise AssertionError("unreachable")
+    return action()
 
 
 def _commit(shards: WorkerGroup, release_id: str, pending: Path) -> None:

@@ -6,6 +6,7 @@ import functools
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -24,20 +25,25 @@ def sealed(step: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     A library's exception may quote the value it choked on, and its traceback travels with it. `UserError`s
     are written by this package and pass; an `OSError` becomes a sentence on the file; anything else becomes a
     `PrivateSideError` naming the step and the exception's type. The full text is kept in `errors.log` in the
-    private folder (when the wrapped object has one), readable by its owner only.
+    private folder (when the wrapped object has one), readable by its owner only. Warnings, which would end in
+    a log and may depend on records or quote them, are silenced.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            folder = getattr(args[0], "private_dir", None) if args else None
             try:
-                return function(*args, **kwargs)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return function(*args, **kwargs)
             except UserError as error:
                 safe: UserError = type(error)(*error.args)
             except OSError as error:
+                if isinstance(folder, Path) and Path(str(error.filename)).is_relative_to(folder):
+                    error.filename = str(folder)  # the number of a chunk would tell of the number of records
                 safe = UserError(explain_os_error(error))
             except Exception as error:
-                folder = getattr(args[0], "private_dir", None) if args else None
                 where = _keep(folder, step) if isinstance(folder, Path) else ""
                 safe = PrivateSideError(
                     f"The private side failed while {step} ({type(error).__name__}){where}."

@@ -54,10 +54,18 @@ class Shard:
         """Writes this shard's share of the private latents, where they are not there yet."""
         self.store.encode(load_encoder(self.encoder_dir), self.rank, self.size)
 
+    @sealed("drawing a noise key")
+    def prepare(self, plan: ReleasePlan) -> None:
+        """Rank 0 makes the release's noise key durable: called before the release is charged, once or again."""
+        if self.rank == 0:
+            fingerprint = self.store.fingerprint()
+            if self.keys.find(plan, fingerprint) is None:
+                self.keys.create(plan, fingerprint)
+
     @sealed("looking for a noise key")
     def can_repeat(self, plan: ReleasePlan) -> bool:
-        """Whether this very release was begun and not committed, so that a retry costs nothing."""
-        return self.keys.find(plan, self.store.fingerprint()) is not None
+        """On rank 0: whether this very release was begun and not committed, so that a retry costs nothing."""
+        return self.rank == 0 and self.keys.find(plan, self.store.fingerprint()) is not None
 
     @sealed("starting a release")
     def announce(self) -> bytes:
@@ -72,7 +80,7 @@ class Shard:
         """Returns this shard's message: its sum, on rank 0 with the noise, masked modulo 2^64.
 
         Args:
-            plan: what is released; it was charged before this call.
+            plan: what is released; it was prepared and charged before this call.
             public_keys: all shards' announced keys, in rank order.
             noise_seed: reproducible noise, for tests and papers; the release is marked.
 
@@ -82,11 +90,12 @@ class Shard:
         masking, self._masking = self._masking, None
         if masking is None or len(public_keys) != self.size:
             raise RuntimeError("contribute follows announce, with the keys of every shard")
+        key = self._noise_key(plan, noise_seed) if self.rank == 0 else None
         total = self.store.rows()
         start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
         message = bound(self.store.batches(start, stop), plan, self.threads)
-        if self.rank == 0:
-            message += noise(self._noise_key(plan, noise_seed), plan)
+        if key is not None:
+            message += noise(key, plan)
         context = f"{plan.release_id} {plan.digest()}".encode()
         return masking.mask(message, self.rank, public_keys, context)
 
@@ -107,5 +116,7 @@ class Shard:
     def _noise_key(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseKey:
         if noise_seed is not None:
             return NoiseKey.from_seed(noise_seed)
-        fingerprint = self.store.fingerprint()
-        return self.keys.find(plan, fingerprint) or self.keys.create(plan, fingerprint)
+        key = self.keys.find(plan, self.store.fingerprint())
+        if key is None:
+            raise RuntimeError("no noise key of this plan and these latents: committed, or never prepared")
+        return key
