@@ -39,7 +39,7 @@ def target(latents: NDArray[np.float64], directions: NDArray[np.float64]) -> Sli
     """Slices of these latents, without noise."""
     counts = np.zeros((1, len(directions), GRID.bins), dtype=np.int64)
     labels = np.zeros(len(latents), dtype=np.int32)
-    add_histograms(round_to_lattice(latents * (1 - 1e-6)), labels, directions, GRID, counts)
+    add_histograms(round_to_lattice(latents * (1 - 1e-6)), labels, directions, GRID, GRID.table, counts)
     cdf = np.zeros((1, len(directions), GRID.bins + 1))
     np.cumsum(counts / (SCALE * len(latents)), axis=2, out=cdf[..., 1:])
     return Slices(directions, GRID, GRID.table, cdf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -43,13 +44,14 @@ def flow(
     The same command with the same config and folder goes on with a run that was interrupted; a release that is
     stored already is used again and costs nothing.
     """
+    from dpsw_ray.evaluation.report import format_number
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import run
 
     progress = Progress(quiet=quiet)
     result = run(load_config(config, set_), output, progress)
-    epsilon = result.privacy["epsilon"]["upper"]
-    promise = f"epsilon {epsilon:.4g} at delta {result.privacy['delta']:g}, {result.privacy['relation']}"
+    epsilon = format_number(result.privacy["epsilon"]["upper"], 5, ROUND_CEILING)
+    promise = f"epsilon {epsilon} at delta {result.privacy['delta']:g}, {result.privacy['relation']}"
     progress.say("")
     for metric in result.metrics:
         beside = "".join(f", {name} {value:.4g}" for name, value in metric.baselines.items())
@@ -154,14 +156,22 @@ def _show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def _lines(value: Any, indent: int = 0) -> list[str]:
+    from dpsw_ray.evaluation.report import format_number
+
     lines: list[str] = []
     for key, item in value.items():
         if isinstance(item, dict) and item:
             lines += [f"{'  ' * indent}{key}:", *_lines(item, indent + 1)]
         elif isinstance(item, list):
-            lines += [f"{'  ' * indent}{key}:", *(f"{'  ' * (indent + 1)}- {_inline(entry)}" for entry in item)]
+            lines += [
+                f"{'  ' * indent}{key}:",
+                *(f"{'  ' * (indent + 1)}- {_inline(entry)}" for entry in item),
+            ]
         else:
-            lines.append(f"{'  ' * indent}{key}: {_inline(item)}")
+            # An upper bound is never rounded down.
+            bound = isinstance(item, float) and (key == "upper" or key.startswith("epsilon"))
+            shown = format_number(item, 6, ROUND_CEILING) if bound else _inline(item)
+            lines.append(f"{'  ' * indent}{key}: {shown}")
     return lines
 
 

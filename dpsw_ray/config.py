@@ -277,9 +277,12 @@ class RunConfig(_Section):
 
     @property
     def ledger_path(self) -> Path:
-        """Absolute path of the ledger, independent of the output folder."""
-        chosen = self.paths.ledger or os.environ.get("DPSW_LEDGER")
-        return Path(chosen).expanduser().absolute() if chosen else self.home / "ledger.sqlite"
+        """Absolute path of the ledger, independent of the output folder and of `paths.home`."""
+        if chosen := self.paths.ledger or os.environ.get("DPSW_LEDGER"):
+            return Path(chosen).expanduser().absolute()
+        # Not under `paths.home`: data moved to another disk have spent what they have spent.
+        root = os.environ.get("DPSW_HOME") or platformdirs.user_data_dir("dpsw_ray")
+        return Path(root).expanduser().absolute() / "ledger.sqlite"
 
     def to_yaml(self) -> str:
         """The resolved config as YAML that `load_config` reads back to an equal config."""

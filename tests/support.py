@@ -12,6 +12,7 @@ SMALL = (
     "encoder.epochs=3",
     "release.frames=2",
     "release.bins=16",
+    "release.smoothing=1",
     "flow.particles=60",
     "flow.steps=6",
     "tracking.enabled=false",
@@ -20,8 +21,12 @@ SMALL = (
 
 
 def small(*overrides: str) -> RunConfig:
-    """A run on the digits that takes seconds."""
-    return load_config("digits", (*SMALL, *overrides))
+    """A run on the digits that takes seconds; with a home of its own, it has a ledger of its own too."""
+    homes = [
+        value for key, _, value in (override.partition("=") for override in overrides) if key == "paths.home"
+    ]
+    ledgers = [f"paths.ledger={home}/ledger.sqlite" for home in homes]
+    return load_config("digits", (*SMALL, *ledgers, *overrides))
 
 
 class RecordingGroup:

@@ -160,16 +160,26 @@ def test_plan_opens_no_private_file_and_no_raw_source(dpsw: Dpsw, own_home: Path
     check(opened)
 
 
-def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, own_home: Path, tmp_path: Path) -> None:
+def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    args = ("flow", "digits", *SMALL, "--set", "data.name=gone", "--output", run)
+    args = (
+        "flow",
+        "digits",
+        *SMALL,
+        "--set",
+        "data.name=gone",
+        "--set",
+        f"paths.home={tmp_path / 'home'}",
+        "--output",
+        run,
+    )
     assert dpsw(*args)[0] == 0
     samples = pq.read_table(run / "samples.parquet")
-    private = next((own_home / "datasets" / "gone").glob("*/private"))
+    private = next((tmp_path / "home" / "datasets" / "gone").glob("*/private"))
 
     shutil.rmtree(private)
     assert dpsw("generate", run, "--out", tmp_path / "a.parquet", "--num", 50)[0] == 0
-    shutil.rmtree(own_home / "datasets" / "gone")
+    shutil.rmtree(tmp_path / "home" / "datasets" / "gone")
     code, out, _ = dpsw("generate", run, "--out", tmp_path / "b.parquet", "--num", 50, "--seed", 0)
     assert code == 0 and "nothing was charged" in out
     for name in ("a.parquet", "b.parquet"):
@@ -183,7 +193,17 @@ def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, own_home: Path, tmp_path
 
 
 def test_the_same_command_twice_charges_once(dpsw: Dpsw, tmp_path: Path) -> None:
-    args = ("flow", "digits", *SMALL, "--set", "data.name=twice", "--output", tmp_path / "run")
+    args = (
+        "flow",
+        "digits",
+        *SMALL,
+        "--set",
+        "data.name=twice",
+        "--set",
+        f"paths.home={tmp_path / 'home'}",
+        "--output",
+        tmp_path / "run",
+    )
     assert dpsw(*args)[0] == 0
     names = ("samples.parquet", "particles.arrow", "release/manifest.json", "release/table.arrow")
     before = [(tmp_path / "run" / name).read_bytes() for name in names]
@@ -207,7 +227,14 @@ def test_a_resumed_run_keeps_the_encoder_its_release_was_made_with(dpsw: Dpsw, t
 
 def test_ledger_shows_totals_and_checks_its_chain(dpsw: Dpsw, own_home: Path, tmp_path: Path) -> None:
     path = tmp_path / "book.sqlite"
-    name = ("--set", "data.name=counted", "--set", f"paths.ledger={path}")
+    name = (
+        "--set",
+        "data.name=counted",
+        "--set",
+        f"paths.ledger={path}",
+        "--set",
+        f"paths.home={tmp_path / 'home'}",
+    )
     assert dpsw("flow", "digits", *SMALL, *name, "--output", tmp_path / "run")[0] == 0
     config = tmp_path / "ledger.yaml"
     config.write_text(f"paths: {{ledger: {path}}}\n")
@@ -231,14 +258,20 @@ def test_ledger_shows_totals_and_checks_its_chain(dpsw: Dpsw, own_home: Path, tm
 
 def test_quiet_prints_nothing(dpsw: Dpsw, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    name = ("--set", "data.name=quiet")
+    name = ("--set", "data.name=quiet", "--set", f"paths.home={tmp_path / 'home'}")
     assert dpsw("flow", "digits", *SMALL, *name, "--output", run, "--quiet") == (0, "", "")
     assert dpsw("generate", run, "--out", tmp_path / "x.parquet", "--num", 5, "--quiet") == (0, "", "")
 
 
 def test_an_interrupted_run_goes_on_with_the_same_command(dpsw: Dpsw, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    slow = ("data.name=interrupted", "flow.particles=3000", "flow.steps=300", "flow.patience=1000")
+    slow = (
+        "data.name=interrupted",
+        f"paths.home={tmp_path / 'home'}",
+        "flow.particles=3000",
+        "flow.steps=300",
+        "flow.patience=1000",
+    )
     args = ["flow", "digits", *SMALL, *(part for key in slow for part in ("--set", key))]
     process = subprocess.Popen(
         [sys.executable, "-m", "dpsw_ray", *args, "--output", str(run)],

@@ -106,7 +106,7 @@ def test_adding_or_removing_a_record_moves_no_other(tmp_path: Path, numbers: np.
 def test_the_split_seed_changes_the_split(tmp_path: Path, numbers: np.ndarray) -> None:
     cfg = table_config(tmp_path / "w.parquet", as_columns(numbers))
     first = parts(imported(cfg, tmp_path))
-    second = parts(imported(cfg.model_copy(update={"split_seed": 1, "name": "other"}), tmp_path))
+    second = parts(imported(cfg.model_copy(update={"split_seed": 1}), tmp_path / "elsewhere"))
     assert rows(first["public"]) != rows(second["public"])
 
 
@@ -119,6 +119,15 @@ def test_a_data_set_is_divided_once(tmp_path: Path, numbers: np.ndarray, change:
     with pytest.raises(UserError, match=f"data.{next(iter(change))}.* would divide it another way"):
         imported(cfg.model_copy(update=change), tmp_path)
     assert imported(cfg.model_copy(update={"label": "y"}), tmp_path).info.classes == ("u", "v")
+
+
+def test_the_same_records_get_no_second_name_and_so_no_second_budget(
+    tmp_path: Path, numbers: np.ndarray
+) -> None:
+    cfg = table_config(tmp_path / "t.parquet", as_columns(numbers))
+    imported(cfg, tmp_path)
+    with pytest.raises(UserError, match=r"are the data set t already.*give data.name: t, not again"):
+        imported(cfg.model_copy(update={"name": "again"}), tmp_path)
 
 
 def test_duplicates_share_a_part_whatever_their_label(tmp_path: Path, numbers: np.ndarray) -> None:

@@ -171,13 +171,23 @@ def test_a_delta_of_one_in_n_is_refused_and_the_corrected_command_runs(
     assert charges() == spent and not run.exists()
     assert dpsw(*args).code == 0
     assert charges() == {**spent, "digits": spent["digits"] + 1}
-    forced = ("privacy.delta=0.01", "privacy.force_delta=true", "data.name=forced")
+    forced = (
+        "privacy.delta=0.01",
+        "privacy.force_delta=true",
+        "data.name=forced",
+        f"paths.home={tmp_path / 'home'}",
+    )
     outcome = dpsw("flow", "digits", *SMALL, *sets(*forced), "--output", tmp_path / "forced")
     assert outcome.code == 0, outcome.err
 
 
 def test_under_add_remove_nothing_is_said_about_delta_and_n(dpsw: Dpsw, tmp_path: Path) -> None:
-    hidden = ("privacy.delta=0.01", "privacy.relation=add_remove", "data.name=hidden")
+    hidden = (
+        "privacy.delta=0.01",
+        "privacy.relation=add_remove",
+        "data.name=hidden",
+        f"paths.home={tmp_path / 'home'}",
+    )
     assert dpsw("flow", "digits", *SMALL, *sets(*hidden), "--output", tmp_path / "run").code == 0
 
 
@@ -186,7 +196,14 @@ def test_a_spent_budget_is_refused_and_a_smaller_epsilon_fits_into_the_same_fold
 ) -> None:
     ledger = Ledger(load_config("digits").ledger_path)
     ledger.register("capped", "replace_one", "record", 1e-4, cap=2.0)
-    args = ("flow", "digits", *SMALL, *sets("data.name=capped"), "--output", tmp_path / "run")
+    args = (
+        "flow",
+        "digits",
+        *SMALL,
+        *sets("data.name=capped", f"paths.home={tmp_path / 'home'}"),
+        "--output",
+        tmp_path / "run",
+    )
     sentence = dpsw(*args).sentence
     assert "The budget of data set capped is epsilon 2" in sentence and "Nothing was charged" in sentence
     assert ledger.total("capped").charges == 0

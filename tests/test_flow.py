@@ -28,7 +28,7 @@ def targets(
     grid = BinGrid(bins, smoothing)
     directions = haar_frames(frames, DIM, 1)
     table = np.zeros((2, len(directions), bins), np.int64)
-    add_histograms(points, labels.astype(np.int32), directions, grid, table)
+    add_histograms(points, labels.astype(np.int32), directions, grid, grid.table, table)
     cdf = np.zeros((2, len(directions), bins + 1))
     cdf[..., 1:] = np.cumsum(table, axis=2) / np.maximum(table.sum(axis=2, keepdims=True), 1)
     weights = np.bincount(labels, minlength=2) / len(labels)

@@ -178,7 +178,8 @@ def test_a_table_with_labels_goes_through(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": x, "y": y, "kind": label}), tmp_path / "table.parquet")
     config = small(
         "data.source=table", f"data.path={tmp_path / 'table.parquet'}", "data.label=kind", "encoder.kind=identity",
-        "privacy.delta=1e-5", "flow.steps=40", "flow.particles=500", "release.frames=8", "cluster.executor=local",
+        "privacy.delta=1e-5", "flow.steps=40", "flow.particles=500", "release.frames=8", "release.bins=32",
+        "cluster.executor=local",
         f"paths.home={tmp_path / 'home'}",
     )  # fmt: skip
     result = run(config, tmp_path / "run", QUIET)
@@ -207,8 +208,8 @@ def test_fashion_mnist_runs_on_two_actors(ray_session: None, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head of our own with its job server, as an operator would start it."""
-    ports = []
-    for _ in range(2):
+    ports: list[int] = []
+    while len(ports) < 6:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
@@ -218,6 +219,9 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     command = [
         "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={ports[0]}", f"--dashboard-port={ports[1]}",
         "--dashboard-host=127.0.0.1", "--object-store-memory=200000000", "--disable-usage-stats",
+        # Ports of its own for all it offers: another Ray on this machine may hold the usual ones.
+        f"--dashboard-agent-listen-port={ports[2]}", f"--dashboard-agent-grpc-port={ports[3]}",
+        f"--metrics-export-port={ports[4]}", f"--ray-client-server-port={ports[5]}",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{ports[1]}"

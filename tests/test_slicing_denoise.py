@@ -27,7 +27,7 @@ def exact_counts() -> NDArray[np.int64]:
     x = centres[labels, rng.integers(0, 3, len(labels))] + 0.2 * rng.standard_normal((len(labels), 8))
     x = round_to_lattice(x * (1 - 1e-6) / np.linalg.norm(x, axis=1, keepdims=True))
     counts = np.zeros((3, len(DIRECTIONS), GRID.bins), dtype=np.int64)
-    add_histograms(x, labels, DIRECTIONS, GRID, counts)
+    add_histograms(x, labels, DIRECTIONS, GRID, GRID.table, counts)
     return counts
 
 

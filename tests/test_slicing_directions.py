@@ -59,7 +59,7 @@ def test_a_record_on_the_rim_keeps_all_its_mass(smoothing: float, sign: int) -> 
     grid = BinGrid(48, smoothing)
     latent = round_to_lattice(np.array([[sign * (1 - 1e-6), 0.0]]))
     out = np.zeros((1, 1, grid.bins), dtype=np.int64)
-    add_histograms(latent, np.zeros(1, np.int32), np.array([[1.0, 0.0]]), grid, out)
+    add_histograms(latent, np.zeros(1, np.int32), np.array([[1.0, 0.0]]), grid, grid.table, out)
     phase = PHASES - 1 if sign > 0 else 0
     at = grid.bins - len(grid.table[0]) if sign > 0 else 0
     assert out.sum() == SCALE

@@ -31,7 +31,7 @@ def random_slices(count: int, dim: int, grid: BinGrid, classes: int, seed: int =
 
 def slices_of(latents: NDArray[np.float64], directions: NDArray[np.float64], grid: BinGrid) -> Slices:
     counts = np.zeros((1, len(directions), grid.bins), dtype=np.int64)
-    add_histograms(latents, np.zeros(len(latents), np.int32), directions, grid, counts)
+    add_histograms(latents, np.zeros(len(latents), np.int32), directions, grid, grid.table, counts)
     risen = np.concatenate([np.zeros((1, len(directions), 1)), np.cumsum(counts, axis=2)], axis=2)
     return Slices(directions, grid, grid.table, risen * (1.0 / (SCALE * len(latents))))
 

@@ -29,7 +29,7 @@ def histogram(
     threads: int = 1,
 ) -> NDArray[np.int64]:
     out = np.zeros((CLASSES, len(directions), grid.bins), dtype=np.int64)
-    add_histograms(latents, labels, directions, grid, out, threads)
+    add_histograms(latents, labels, directions, grid, grid.table, out, threads)
     return out
 
 

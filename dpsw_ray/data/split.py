@@ -410,25 +410,37 @@ def _check_classes(classes: list[str], source: Source) -> None:
 
 
 def _check_one_division(cfg: DataConfig, source: Source, folder: Path) -> None:
-    """Refuses to divide a data set in two ways: what one protects, the other would train its encoder on."""
+    """Refuses to divide records in two ways, or under two names.
+
+    What one division protects, the other would train its encoder on; and a second name would be a second budget.
+    """
     wanted, path = _split_rule(source, cfg), resolved_path(cfg)
-    for manifest in sorted(folder.parent.glob("[!.]*/dataset.json")):
+    for manifest in sorted(folder.parent.parent.glob("[!.]*/[!.]*/dataset.json")):
+        account = manifest.parent.parent.name
         try:
             stored = json.loads(manifest.read_text())
-            differing = [key for key, value in wanted.items() if stored["split"][key] != value]
             same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
+            differing = [key for key, value in wanted.items() if stored["split"][key] != value]
             if same_source and tuple(stored["schema"]["columns"]) != source.schema.columns:
                 differing.append("columns")  # whose values the rule hashes
         except (OSError, ValueError, KeyError, TypeError):
+            if account != cfg.account:
+                continue
             raise _damaged(manifest.parent, "its dataset.json is missing or damaged") from None
-        if differing:
+        if account != cfg.account:
+            if same_source:
+                raise UserError(
+                    f"These records are the data set {account} already, in {manifest.parent}, and what is spent "
+                    f"on them is counted there: give data.name: {account}, not {cfg.account}."
+                )
+        elif differing:
             names = ", ".join(
                 "the source's test part" if key == "test" else f"data.{key}" for key in differing
             )
             raise UserError(
                 f"Data set {cfg.account} is divided already, in {manifest.parent}, and {names} would divide it "
-                "another way: records that are private there would be public here. Keep to that division, or give "
-                "records that are promised nothing else a data.name of their own."
+                "another way: records that are private there would be public here. Keep to that division (or, for "
+                "research on benchmark data only, use another paths.home and privacy.research: true)."
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jinja2 import Environment, StrictUndefined
 from scipy.special import ndtr, ndtri
 
-__all__ = ["Attacker", "Metric", "ReportContext", "attacker", "render_report"]
+__all__ = ["Attacker", "Metric", "ReportContext", "attacker", "format_number", "render_report"]
 
 _NEIGHBOURS = {
     "replace_one": "one {unit} of the private part is replaced by any other {unit}, its class included; "
@@ -132,9 +132,9 @@ def render_report(context: ReportContext) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "number": _number,
-        "at_most": lambda value: _number(value, 5, ROUND_CEILING),
-        "at_least": lambda value: _number(value, 5, ROUND_FLOOR),
+        "number": format_number,
+        "at_most": lambda value: format_number(value, 5, ROUND_CEILING),
+        "at_least": lambda value: format_number(value, 5, ROUND_FLOOR),
         "percent": lambda value: f"{math.ceil(value * 1000.0 - 1e-9) / 10.0:g} %",
         "seconds": _seconds,
         "data_uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
@@ -146,7 +146,9 @@ def render_report(context: ReportContext) -> str:
         run=context,
         privacy=privacy,
         finite=math.isfinite(upper),
-        factor=_number(math.exp(upper), 5, ROUND_CEILING) if upper < 20.0 else "e to the power of epsilon",
+        factor=format_number(math.exp(upper), 5, ROUND_CEILING)
+        if upper < 20.0
+        else "e to the power of epsilon",
         one_in=round(1.0 / float(privacy["delta"])),
         neighbours=_NEIGHBOURS[privacy["relation"]].format(unit=privacy["unit"]),
         protected=_PROTECTED[privacy["relation"]].format(unit=privacy["unit"]),
@@ -155,7 +157,7 @@ def render_report(context: ReportContext) -> str:
     )
 
 
-def _number(value: Any, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
+def format_number(value: Any, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
     """Formats a number to some significant digits, bounds rounded to the safe side; other things as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -166,7 +168,11 @@ def _number(value: Any, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str
     if value is None or value != value:
         return "–"
     if not isinstance(value, int | float):
-        return ", ".join(_number(item) for item in value) if isinstance(value, list | tuple) else str(value)
+        return (
+            ", ".join(format_number(item) for item in value)
+            if isinstance(value, list | tuple)
+            else str(value)
+        )
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if isinstance(value, int):

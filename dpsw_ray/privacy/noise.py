@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from dpsw_ray.errors import UserError
 
-__all__ = ["MAX_CELLS", "NoiseKey", "lattice_gaussian", "mask_stream"]
+__all__ = ["MAX_CELLS", "MAX_STD", "NoiseKey", "lattice_gaussian", "mask_stream"]
 
 _BLOCK = 64  # bytes of a ChaCha20 block
 _CELL = 16  # bytes of a cell: 64 bits for the radius, 64 for the angle
 _BLOCKS = 2**32  # the block counter of RFC 8439; what lies beyond differs between libraries, so it is refused
 MAX_CELLS = _BLOCKS * _BLOCK // _CELL
 _CHUNK = 2**16  # cells drawn at a time, to stay in the processor's cache
-_LARGEST_STD = 2.0**58  # 9.5 standard deviations still fit an int64, with room for the sums
+MAX_STD = 2.0**58  # 9.5 standard deviations still fit an int64, with room for the sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def lattice_gaussian(key: NoiseKey, std: float, start: int, count: int) -> NDArr
     Raises:
         UserError: cells beyond `MAX_CELLS`, a std that is negative, not finite or too large for int64.
     """
-    if not 0 <= std <= _LARGEST_STD:
+    if not 0 <= std <= MAX_STD:
         raise UserError(f"The noise's standard deviation must lie in [0, 2^58] lattice units, found {std!r}.")
     if start < 0 or count < 0 or start + count > MAX_CELLS:
         raise UserError(

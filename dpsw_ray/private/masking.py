@@ -1,8 +1,9 @@
 """Masks modulo 2^64 that cancel in the sum: whoever adds the messages up learns the sum and nothing else.
 
 The pairwise masks of secure aggregation (Bonawitz et al. 2017): each pair of shards agrees on a key by X25519,
-expands it into a stream of 64-bit words, and one adds what the other subtracts. The public keys may pass
-through the driver; the shared keys exist in the two shards only.
+expands it into a stream of 64-bit words, and one adds what the other subtracts. The public keys pass through the
+driver; the shared keys exist in the two shards only. This holds against a driver that is curious but follows
+the protocol, which is this package's own code: one that hands out public keys of its own making could read.
 """
 
 from __future__ import annotations

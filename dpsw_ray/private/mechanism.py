@@ -45,11 +45,9 @@ def bound(
         Array of size [C, K, bins].
 
     Raises:
-        RuntimeError: the records would be binned with other integers than the sensitivity was computed from, or
-            are of another dimension.
+        RuntimeError: the latents are of another dimension than the plan's directions.
+        ValueError: the plan's table is not one of its grid.
     """
-    if not np.array_equal(plan.grid.table, plan.table):
-        raise RuntimeError("the table of this machine is not the plan's")
     total = np.zeros(plan.cells, dtype=np.int64)
     for latents, labels in batches:
         if latents.shape[1] != plan.directions.shape[1]:
@@ -58,7 +56,7 @@ def bound(
             blocks = np.where(labels < plan.classes, labels, np.int32(-1)).astype(np.int32)
         else:
             blocks = np.where(labels == NULL, np.int32(-1), np.int32(0))
-        add_histograms(latents, blocks, plan.directions, plan.grid, total, threads)
+        add_histograms(latents, blocks, plan.directions, plan.grid, plan.table, total, threads)
     return total
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.calibration import calibrate_histogram_noise
 from dpsw_ray.privacy.events import SlicedHistogramEvent
+from dpsw_ray.privacy.noise import MAX_STD
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.slicing.directions import haar_frames
-from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 __all__ = ["ReleasePlan"]
 
@@ -58,6 +60,11 @@ class ReleasePlan:
         """Draws the directions from the public seed and calibrates the noise to (epsilon, delta)."""
         directions = haar_frames(frames, dim, seed)
         std = calibrate_histogram_noise(len(directions), grid.row_norm_sq, relation, epsilon, delta)
+        if std > MAX_STD:
+            raise UserError(
+                f"privacy.epsilon {epsilon:g} with {len(directions)} directions needs noise of {std / SCALE:.3g} "
+                "records per cell, more than the sums can hold: choose a larger epsilon or fewer release.frames."
+            )
         return cls(release_id, directions, grid, grid.table, classes, class_conditional, std)
 
     @property

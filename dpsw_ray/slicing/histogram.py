@@ -41,6 +41,7 @@ def add_histograms(
     labels: NDArray[np.int32],
     directions: NDArray[np.float64],
     grid: BinGrid,
+    kernel: NDArray[np.int64],
     out: NDArray[np.int64],
     threads: int = 1,
 ) -> None:
@@ -51,17 +52,21 @@ def add_histograms(
         labels: array of size [n], the cell block of each record; negative: a null record, which adds nothing.
         directions: array of size [K, d] on the lattice.
         grid: bins and smoothing.
+        kernel: array of size [PHASES, taps], the integer rows to bin with (`BinGrid.table`).
         out: array of size [C, K, bins], changed in place.
         threads: directions are divided among this many threads.
+
+    Raises:
+        ValueError: the kernel is not one of the grid: its rows would reach beyond the bins.
     """
+    if kernel.shape != (PHASES, 2 * grid.margin + 1):
+        raise ValueError(f"the kernel has shape {kernel.shape}, not one of a grid with margin {grid.margin}")
     blocks = np.array_split(np.arange(len(directions)), min(threads, len(directions)))
 
     def work(block: NDArray[np.intp]) -> None:
         part = slice(int(block[0]), int(block[-1]) + 1)
         transposed = np.ascontiguousarray(directions[part].T)
-        _add(
-            latents, labels, transposed, grid.low, PHASES / grid.width, grid.margin, grid.table, out[:, part]
-        )
+        _add(latents, labels, transposed, grid.low, PHASES / grid.width, grid.margin, kernel, out[:, part])
 
     if len(blocks) == 1:
         work(blocks[0])
