@@ -97,7 +97,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         shards = _spawn_shards(config, cluster, data, folder / "encoder")
         with timings.phase("private latents", tells_count=hidden):
             progress.say("Encoding private records (on the private side)")
-            shards.call("encode")
+            shards.call("encode", retry=True)
         with timings.phase("release", tells_count=hidden):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):

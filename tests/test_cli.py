@@ -278,6 +278,8 @@ def test_an_interrupted_run_goes_on_with_the_same_command(dpsw: Dpsw, tmp_path: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in a shell's background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     seen: list[str] = []

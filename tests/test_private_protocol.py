@@ -183,8 +183,14 @@ def test_a_key_that_was_never_finished_is_none(tmp_path: Path) -> None:
 def test_records_are_binned_with_the_table_the_sensitivity_comes_from() -> None:
     plan = make_plan()
     x, labels = latents(3)
-    with pytest.raises(RuntimeError, match="table"):
-        bound([(x, labels)], dataclasses.replace(plan, table=plan.table // 2))
+    labels[0] = 0
+    wider = dataclasses.replace(plan, table=plan.table * 2)
+    for used in (plan, wider):
+        table = bound([(x[:1], labels[:1])], used)
+        assert (table.sum(axis=2)[0] == used.table[0].sum()).all()
+        assert int((table**2).sum()) <= used.event.sensitivity_sq("add_remove")
+    with pytest.raises(ValueError, match="kernel has shape"):
+        bound([(x, labels)], dataclasses.replace(plan, table=np.pad(plan.table, ((0, 0), (1, 1)))))
     with pytest.raises(RuntimeError, match="dimension"):
         bound([(np.pad(x, ((0, 0), (0, 1))), labels)], plan)
 
