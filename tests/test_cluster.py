@@ -177,7 +177,7 @@ def test_a_pure_step_is_repeated_on_request(ray_cluster: Cluster, tmp_path: Path
 
 
 def test_repeating_ends_at_the_deadline(ray_session: None) -> None:
-    with open_cluster(config(actors=1, timeout_s=3.0)) as cluster, pytest.raises(WorkerDied):
+    with open_cluster(config(actors=1, timeout_s=20.0)) as cluster, pytest.raises(WorkerDied):
         spawn(cluster, size=1).call("die", retry=True)
 
 
@@ -198,7 +198,7 @@ def test_what_the_cluster_lacks_is_refused_in_time(
     started = time.monotonic()
     with pytest.raises(UserError, match=message):
         open_cluster(config(timeout_s=1.0, **values))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_closing_leaves_a_foreign_ray_running(ray_session: None) -> None:
