@@ -81,8 +81,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     timings = _Timings()
     hidden = config.privacy.relation == "add_remove"
     ledger = Ledger(config.ledger_path)
-    # Before a record is read: under another relation, dividing the data set would tell a protected N.
-    ledger.check(ledger_account(config), config.privacy.relation)
+    _check_relation(config, ledger)
     with (
         RunFolder(config, path) as folder,
         open_tracker(config.tracking, path.parent, config.name) as tracker,
@@ -145,6 +144,14 @@ def generate(
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
     if not release.publishable:
         progress.say("DO NOT PUBLISH them: the release is not publishable (see the run's report)")
+
+
+def _check_relation(config: RunConfig, ledger: Ledger) -> None:
+    """Before a record is read: under another relation, dividing the data set would tell a protected N."""
+    ledger.check(ledger_account(config), config.privacy.relation)
+    own = next((entry for entry in ledger.datasets() if entry.name == config.data.account), None)
+    if own is not None and own.relation == "add_remove":  # a research account hides N no less
+        ledger.check(own.name, config.privacy.relation)
 
 
 def _open_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:

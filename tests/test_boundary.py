@@ -16,6 +16,7 @@ import dpsw_ray.run as pipeline
 from dpsw_ray.cluster import open_cluster
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import open_dataset
+from dpsw_ray.errors import UserError
 from dpsw_ray.private.latents import LatentStore
 from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
@@ -141,6 +142,16 @@ def test_add_remove_hides_the_number_of_records(tmp_path: Path, monkeypatch: pyt
     metrics = (tmp_path / "run" / "metrics.json").read_text()
     assert '"release"' not in metrics.split('"seconds"')[1]
     assert '"private latents"' not in metrics
+
+
+def test_research_tells_no_number_of_records_that_is_protected(tmp_path: Path) -> None:
+    shared = ("cluster.executor=local", f"paths.home={tmp_path / 'home'}")
+    pipeline.run(small(*shared, "privacy.relation=add_remove"), tmp_path / "hidden", Progress(quiet=True))
+    for research in ("privacy.research=true", "privacy.epsilon=.inf", "privacy.noise_seed=1"):
+        with pytest.raises(UserError, match=r"registered in .* with relation add_remove"):
+            pipeline.run(small(*shared, research), tmp_path / "told", Progress(quiet=True))
+    assert len(list((tmp_path / "home" / "datasets" / "digits").glob("*/dataset.json"))) == 1
+    assert not (tmp_path / "told").exists()
 
 
 def _numbers(value: Any) -> list[int]:
