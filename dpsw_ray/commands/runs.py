@@ -1,0 +1,78 @@
+"""`dpsw flow | generate | plan`: runs, more samples, and what a run would release."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpsw_ray.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption
+from dpsw_ray.commands.show import show
+from dpsw_ray.config import load_config
+from dpsw_ray.errors import UserError
+
+__all__ = ["flow", "generate", "plan"]
+
+
+def flow(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006 (typer reads it)
+    output: Annotated[Path | None, typer.Option(help="the run's folder; default runs/<name>")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a run: private records in, a private release, particles, pictures, a report.
+
+    The same command with the same config and folder goes on with a run that was interrupted; a release that is
+    stored already is used again and costs nothing.
+    """
+    from dpsw_ray.evaluation.report import format_number
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.run import run
+
+    progress = Progress(quiet=quiet)
+    result = run(load_config(config, set_), output, progress)
+    epsilon = format_number(result.privacy["epsilon"]["upper"], 5, ROUND_CEILING)
+    promise = f"epsilon {epsilon} at delta {result.privacy['delta']:g}, {result.privacy['relation']}"
+    progress.say("")
+    for metric in result.metrics:
+        beside = "".join(f", {name} {value:.4g}" for name, value in metric.baselines.items())
+        progress.say(f"{metric.name}: {metric.value:.4g}{beside}")
+    progress.say(
+        f"Privacy: {promise}" + ("" if result.privacy["publishable"] else "  DO NOT PUBLISH (see the report)")
+    )
+    for name in ("samples.png", "report.html"):
+        if (result.folder / name).exists():
+            progress.say(f"{'Picture' if name == 'samples.png' else 'Report'}: {result.folder / name}")
+    if result.mlflow_command:
+        progress.say(f"Tracking: {result.mlflow_command}")
+
+
+def generate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
+    num: Annotated[int, typer.Option(min=1, help="number of samples")] = 10_000,
+    seed: Annotated[int | None, typer.Option(min=0, help="public seed; default: the run's")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw more samples from a stored release: free, and without any private file."""
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.run import generate as generate_samples
+
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give the Parquet file to write.")
+    if blocking := next((place for place in out.absolute().parents if place.is_file()), None):
+        raise UserError(f"--out {out} lies inside {blocking}, which is a file: give another path.")
+    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet))
+
+
+def plan(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would release, at what noise, and what it costs; opens no private file."""
+    from dpsw_ray.plan import describe_plan
+
+    show(describe_plan(load_config(config, set_)), as_json)
