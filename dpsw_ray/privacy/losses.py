@@ -1,0 +1,185 @@
+"""Privacy losses: the few elementary shapes that every mechanism's cost is made of, relation already applied.
+
+An event says what a mechanism did; under a relation that becomes a composition of these losses, and accountants
+know nothing else. Composition is addition: a `Cost` counts how often each loss was suffered.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
+
+__all__ = [
+    "Cost",
+    "Gaussian",
+    "Loss",
+    "SampledGaussian",
+    "Skellam",
+    "SlicedGaussian",
+    "ZeroConcentrated",
+    "between_whole_orders",
+]
+
+
+class Loss(ABC):
+    """One use of an elementary mechanism on a pair of neighbours. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Upper bound on the Renyi divergence, in both directions.
+
+        Args:
+            orders: array of size [n], each above 1.
+
+        Returns:
+            Array of size [n].
+        """
+
+
+Cost = Counter[Loss]
+"""A composition of losses: how often each occurs."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Loss):
+    """A Gaussian mechanism: N(mu, 1) against N(0, 1). Infinite without noise.
+
+    Source: Renyi divergence alpha mu^2 / 2, Mironov (2017), Proposition 7.
+    """
+
+    mu: float
+
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Alpha mu^2 / 2."""
+        return orders * (self.mu**2 / 2)
+
+
+@dataclass(frozen=True)
+class SlicedGaussian(Loss):
+    """Projections on directions that are drawn uniformly, independently of the data, and published.
+
+    Given the directions it is a Gaussian mechanism with mu^2 = `mu`^2 S, where S is the sum of K squared
+    cosines between the record's change and a uniform direction, each Beta(1/2, (d - 1)/2).
+
+    Args:
+        directions: K.
+        dim: d, at least 2.
+        mu: length of the change over the noise standard deviation.
+    """
+
+    directions: int
+    dim: int
+    mu: float
+
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """K / (alpha - 1) ln 1F1(1/2; d/2; alpha (alpha - 1) mu^2 / 2).
+
+        The directions are part of the output, so that exp((alpha - 1) D_alpha) is the mean over them of the
+        Gaussian's exp(alpha (alpha - 1) mu^2 S / 2); 1F1 is the moment generating function of the Beta law.
+        """
+        exponents = orders * (orders - 1) * self.mu**2 / 2
+        logs = np.array([_log_1f1(self.dim, float(z)) for z in exponents])
+        return self.directions * logs / (orders - 1)
+
+
+@functools.lru_cache(maxsize=65536)
+def _log_1f1(dim: int, z: float) -> float:
+    """Upper bound on ln 1F1(1/2; dim/2; z) for z >= 0."""
+    import mpmath  # comes with dp-accounting
+
+    if not z < 1e6:  # the Beta variable is at most 1
+        return z
+    with mpmath.workprec(80):
+        return min(float(mpmath.log(mpmath.hyp1f1(0.5, dim / 2, z))) * (1 + 2.0**-50), z)
+
+
+@dataclass(frozen=True)
+class SampledGaussian(Loss):
+    """A Gaussian mechanism on a secret Poisson sample, one record more or less.
+
+    The pair is (1 - q) N(0, 1) + q N(mu, 1) against N(0, 1), in either order.
+
+    Args:
+        mu: of the mechanism without sampling.
+        sampling: q, in (0, 1).
+    """
+
+    mu: float
+    sampling: float
+
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mironov, Talwar and Zhang (2019), equation (5), at whole orders; see `between_whole_orders`."""
+        return between_whole_orders(orders, self._whole_order)
+
+    def _whole_order(self, order: int) -> float:
+        k = np.arange(order + 1.0)
+        binomial = gammaln(order + 1.0) - gammaln(k + 1) - gammaln(order - k + 1)
+        weights = k * math.log(self.sampling) + (order - k) * math.log1p(-self.sampling)
+        moment = float(logsumexp(binomial + weights + k * (k - 1) * self.mu**2 / 2))
+        return max(moment, 0.0) * (1 + 1e-9) / (order - 1)
+
+
+@dataclass(frozen=True)
+class ZeroConcentrated(Loss):
+    """Anything rho-zCDP, such as a discrete Gaussian in many dimensions (Canonne, Kamath and Steinke 2020)."""
+
+    rho: float
+
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Alpha rho."""
+        return orders * self.rho
+
+
+@dataclass(frozen=True)
+class Skellam(Loss):
+    """Integer sums with Skellam noise (Agarwal, Kairouz and Liu 2021, the bound in many dimensions).
+
+    Args:
+        sensitivity_sq: squared L2 sensitivity, whole.
+        sensitivity_l1: L1 sensitivity, whole.
+        variance: of the noise in all, per coordinate.
+    """
+
+    sensitivity_sq: int
+    sensitivity_l1: int
+    variance: float
+
+    def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The paper's bound at whole orders; see `between_whole_orders`."""
+        return between_whole_orders(orders, self._whole_order)
+
+    def _whole_order(self, order: int) -> float:
+        squared, absolute, variance = self.sensitivity_sq, self.sensitivity_l1, self.variance
+        excess = ((2 * order - 1) * squared + 6 * absolute) / (4 * variance**2)
+        return order * squared / (2 * variance) + min(excess, 3 * absolute / (2 * variance))
+
+
+def between_whole_orders(orders: NDArray[np.float64], whole: Callable[[int], float]) -> NDArray[np.float64]:
+    """Renyi bounds at any order above 1 from bounds at whole ones.
+
+    (alpha - 1) D_alpha is convex in alpha and 0 at alpha = 1 (van Erven and Harremoes 2014, Corollary 2), so
+    the chord between the neighbouring whole orders bounds it.
+
+    Args:
+        orders: array of size [n].
+        whole: the bound at a whole order, 2 or more.
+
+    Returns:
+        Array of size [n].
+    """
+    below = np.floor(orders).astype(int)
+    needed = {int(order) for order in np.concatenate([below, below + 1]) if order >= 2}
+    moments = {order: (order - 1) * whole(order) for order in needed} | {1: 0.0}
+    left = np.array([moments[int(order)] for order in below])
+    right = np.array([moments[int(order) + 1] for order in below])
+    part = orders - below
+    bounds: NDArray[np.float64] = np.where(part == 0, left, (1 - part) * left + part * right) / (orders - 1)
+    return bounds
