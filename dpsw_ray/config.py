@@ -28,6 +28,7 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "load_config",
+    "read_values",
 ]
 
 
@@ -156,6 +157,10 @@ class PrivacyConfig(_Section):
     delta: Real = Field(1e-5, gt=0.0, lt=1.0)
     relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
     unit: Literal["record"] = "record"
+    noise: Literal["gaussian", "discrete_gaussian"] = Field(
+        "gaussian",
+        description="gaussian: in double precision, rounded to integers; discrete_gaussian: integers sampled exactly",
+    )
     noise_seed: Whole | None = Field(
         None, ge=0, description="reproducible noise: tests and papers, never publish"
     )
@@ -166,6 +171,11 @@ class PrivacyConfig(_Section):
     def _check(self) -> PrivacyConfig:
         if math.isnan(self.epsilon):
             raise ValueError("privacy.epsilon must be a positive number or .inf, found nan")
+        if self.noise == "discrete_gaussian" and self.noise_seed is not None:
+            raise ValueError(
+                f"privacy.noise_seed is for privacy.noise gaussian, the exact sampler takes no seed, found "
+                f"{self.noise_seed} with privacy.noise discrete_gaussian"
+            )
         return self
 
     @property
@@ -299,6 +309,25 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: one sentence per wrong key, with what was found and what would be right.
     """
+    values, where, overridden = read_values(path, overrides)
+    for key in _SECTIONS & values.keys():
+        if values[key] is None:  # a section whose keys are all commented out
+            del values[key]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, where, overridden)) from None
+
+
+def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+    """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides, without checking any key.
+
+    Returns:
+        The values, what to call the file in a message, and the overridden keys.
+
+    Raises:
+        UserError: no such file, no YAML, or no mapping.
+    """
     text, where = _read(Path(path))
     try:
         values = yaml.load(text, _Loader)
@@ -313,13 +342,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold `key: value` lines, found {_shown(values)}.")
     overridden = [_apply(values, override) for override in overrides]
-    for key in _SECTIONS & values.keys():
-        if values[key] is None:  # a section whose keys are all commented out
-            del values[key]
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error, where, overridden)) from None
+    return values, where, overridden
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,12 +7,12 @@ from typing import Any
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
 from dpsw_ray.errors import UserError
-from dpsw_ray.privacy.accountants import account
+from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
-__all__ = ["describe_plan", "ledger_account", "make_plan"]
+__all__ = ["describe_plan", "ledger_account", "make_plan", "planned"]
 
 
 def ledger_account(config: RunConfig) -> str:
@@ -43,7 +43,20 @@ def make_plan(config: RunConfig, dim: int, classes: int, release_id: str) -> Rel
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
         seed=config.seed,
+        noise=config.privacy.noise,
     )
+
+
+def planned(config: RunConfig) -> tuple[ReleasePlan, DatasetInfo | None]:
+    """The release a run would make, and what is public about its data, if they are divided already.
+
+    Raises:
+        UserError: the latent dimension is that of a table which nothing public describes yet.
+    """
+    folder = dataset_folder(config.data, config.home, config.privacy.relation)
+    info = read_info(folder) if (folder / "dataset.json").exists() else None
+    classes = len(info.classes) if info is not None else len(config.data.classes or ())
+    return make_plan(config, _dim(config, info), classes, "plan"), info
 
 
 def describe_plan(config: RunConfig) -> dict[str, Any]:
@@ -52,10 +65,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: the latent dimension is that of a table which nothing public describes yet.
     """
-    folder = dataset_folder(config.data, config.home, config.privacy.relation)
-    info = read_info(folder) if (folder / "dataset.json").exists() else None
-    classes = len(info.classes) if info is not None else len(config.data.classes or ())
-    plan = make_plan(config, _dim(config, info), classes, "plan")
+    plan, info = planned(config)
     spent = account([plan.event], config.privacy.relation, config.privacy.delta)
     blocks, directions, bins = plan.cells
     known = info is not None or config.data.classes is not None
@@ -71,6 +81,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
             "cells": blocks * directions * bins if known else f"{directions * bins} per class",
         },
         "noise": {
+            "kind": plan.noise,
             "beta": plan.grid.beta,
             "standard deviation per cell, in records": plan.noise_std / SCALE,
             "standard deviation per direction and class, in records": plan.noise_std / SCALE * bins**0.5,
@@ -82,7 +93,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     name = ledger_account(config)
     if any(entry.name == name for entry in ledger.datasets()):
         before = ledger.total(name)
-        after = account(
+        after = bound(
             [event for entry in ledger.entries(name) for event in entry.events] + [plan.event],
             config.privacy.relation,
             config.privacy.delta,

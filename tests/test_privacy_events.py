@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import compose_mu
-from dpsw_ray.privacy.events import Event, GaussianEvent, SlicedHistogramEvent, event_from_dict
+from dpsw_ray.privacy.events import (
+    DiscreteGaussianEvent,
+    DpPcaEvent,
+    DpSgdEvent,
+    Event,
+    GaussianEvent,
+    NoisyCountEvent,
+    ParallelEvent,
+    SampledGaussianEvent,
+    SequentialEvent,
+    SkellamEvent,
+    SlicedGaussianEvent,
+    SlicedHistogramEvent,
+    event_from_dict,
+)
+from dpsw_ray.privacy.losses import Gaussian, SampledGaussian, SlicedGaussian
 from dpsw_ray.privacy.relations import (
     RELATIONS,
     Relation,
@@ -22,6 +38,20 @@ from dpsw_ray.privacy.relations import (
 
 HISTOGRAM = SlicedHistogramEvent(directions=72, row_norm_sq=1234, noise_std=500.0)
 ROWS = GaussianEvent("projections", {"replace_one": 6.0, "zero_out": 3.0}, noise_std=3.76)
+BOTH: Mapping[Relation, int] = {"zero_out": 9, "add_remove": 9}
+EVERY_KIND: list[Event] = [
+    SlicedHistogramEvent(8, 100, 50.0, "discrete_gaussian", "user"),
+    SlicedGaussianEvent(70, 8, 3.76, "iid"),
+    SlicedGaussianEvent(72, 8, 3.76),
+    SampledGaussianEvent(0.01, 2.0, 3.0, 100),
+    DpSgdEvent(0.01, 1.1, 1000),
+    DiscreteGaussianEvent("counts", BOTH, 5.0),
+    SkellamEvent("sums", BOTH, {"zero_out": 4, "add_remove": 4}, 50.0),
+    DpPcaEvent(2.0, 3.0),
+    NoisyCountEvent(10.0, "user"),
+    SequentialEvent((NoisyCountEvent(10.0), DpPcaEvent(2.0)), 3),
+    ParallelEvent((NoisyCountEvent(10.0), SequentialEvent((DpPcaEvent(2.0),))), "by_value"),
+]
 
 
 def _bin_table(rng: np.random.Generator, rows: int, bins: int, total: int = 4096) -> np.ndarray:
@@ -87,7 +117,7 @@ def test_units_do_not_mix() -> None:
         compose_mu([], "replace_one")
 
 
-@pytest.mark.parametrize("event", [HISTOGRAM, ROWS])
+@pytest.mark.parametrize("event", [HISTOGRAM, ROWS, *EVERY_KIND], ids=lambda event: event.kind)
 def test_events_round_trip_through_json(event: Event) -> None:
     assert event_from_dict(json.loads(json.dumps(event.to_dict(), allow_nan=False))) == event
 
@@ -101,8 +131,12 @@ def test_numpy_numbers_become_plain_ones() -> None:
 def test_unknown_or_misfitting_events_are_refused() -> None:
     with pytest.raises(UserError, match=r"Unknown privacy event 'laplace'.*gaussian, sliced_histogram"):
         event_from_dict({"kind": "laplace"})
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(
+        UserError, match=r"'gaussian' has no scale; it takes label, noise_std, sensitivity, unit"
+    ):
         event_from_dict({"kind": "gaussian", "scale": 1})
+    with pytest.raises(UserError, match="do not fit"):
+        event_from_dict({"kind": "gaussian"})
 
 
 @pytest.mark.parametrize(
@@ -126,3 +160,120 @@ def test_relations_know_whether_the_count_is_public() -> None:
         check_relation("remove")
     with pytest.raises(UserError):
         check_unit("household")
+
+
+def test_haar_frames_cost_a_gaussian_and_iid_directions_a_law_over_gaussians() -> None:
+    assert SlicedGaussianEvent(72, 8, 3.76).gaussian_mu("replace_one") == pytest.approx(6 / 3.76)
+    assert SlicedGaussianEvent(72, 8, 3.76, radius=2.0).gaussian_mu("zero_out") == pytest.approx(6 / 3.76)
+    (cost,) = SlicedGaussianEvent(70, 8, 3.76, "iid").costs("replace_one")
+    assert cost == {SlicedGaussian(70, 8, 2 / 3.76): 1}
+
+
+def test_rows_have_no_meaning_where_the_count_is_private() -> None:
+    with pytest.raises(UserError, match="number shows; relation add_remove"):
+        SlicedGaussianEvent(72, 8, 3.76).costs("add_remove")
+    with pytest.raises(UserError, match=r"multiple of dim 8 directions, found 70; use 72"):
+        SlicedGaussianEvent(70, 8, 3.76)
+    with pytest.raises(UserError, match="unit must be record"):
+        SlicedGaussianEvent(72, 8, 3.76, unit="user")
+
+
+@pytest.mark.parametrize("event", [SampledGaussianEvent(0.1, 1.0, 1.0), DpSgdEvent(0.1, 1.0, 10)])
+def test_sampling_is_not_credited_to_a_replaced_record(event: Event) -> None:
+    with pytest.raises(UserError, match="not for a replaced one"):
+        event.costs("replace_one")
+    assert all(isinstance(loss, SampledGaussian) for loss in event.costs("zero_out")[0])
+
+
+def test_sampling_everybody_is_no_sampling() -> None:
+    assert SampledGaussianEvent(1.0, 3.0, 2.0, 4).gaussian_mu("add_remove") == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("relation", "changed"), [("zero_out", 1.0), ("replace_one", math.sqrt(2))])
+def test_dp_pca_changes_by_at_most_the_frobenius_norm(relation: Relation, changed: float) -> None:
+    """Random and orthogonal records: none passes the bound, the orthogonal pair reaches it."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1000, 2, 5))
+    x /= np.linalg.norm(x, axis=2, keepdims=True)
+    x[0] = np.eye(5)[:2]
+    after = 0.0 if relation == "zero_out" else 1.0
+    change = np.einsum("ni,nj->nij", x[:, 0], x[:, 0]) - after * np.einsum("ni,nj->nij", x[:, 1], x[:, 1])
+    norms = np.linalg.norm(change, axis=(1, 2))
+    assert norms.max() <= changed + 1e-12 and norms[0] == pytest.approx(changed)
+    assert DpPcaEvent(4.0, radius=2.0).gaussian_mu(relation) == pytest.approx(changed * 4.0 / 4.0)
+
+
+def test_a_sequence_adds_up_and_repeats() -> None:
+    sequence = SequentialEvent((NoisyCountEvent(2.0), NoisyCountEvent(4.0)), 3)
+    assert sequence.gaussian_mu("zero_out") == pytest.approx(math.sqrt(3 * (0.25 + 0.0625)))
+    assert sequence.unit == "record"
+
+
+def test_fixed_parts_cost_the_worst_of_them() -> None:
+    parts = ParallelEvent((NoisyCountEvent(2.0), NoisyCountEvent(4.0)))
+    assert parts.gaussian_mu("replace_one") == 0.5
+
+
+def test_a_record_that_changes_its_part_pays_in_both() -> None:
+    parts = ParallelEvent((NoisyCountEvent(2.0), NoisyCountEvent(4.0), NoisyCountEvent(8.0)), "by_value")
+    assert parts.gaussian_mu("add_remove") == 0.5
+    assert parts.gaussian_mu("replace_one") == pytest.approx(math.hypot(0.5, 0.25))
+
+
+def test_parts_whose_size_shows_cannot_be_left() -> None:
+    rows = ParallelEvent((SlicedGaussianEvent(8, 8, 1.0), SlicedGaussianEvent(8, 8, 1.0)), "by_value")
+    for relation in ("replace_one", "zero_out"):
+        with pytest.raises(UserError, match="number shows"):
+            rows.costs(relation)
+    fixed = ParallelEvent((SlicedGaussianEvent(8, 8, 1.0), SlicedGaussianEvent(8, 8, 1.0)))
+    assert fixed.gaussian_mu("replace_one") == 2.0
+
+
+def test_parts_of_different_kinds_remain_alternatives() -> None:
+    parts = ParallelEvent((NoisyCountEvent(2.0), NoisyCountEvent(1.0), SampledGaussianEvent(0.1, 1.0, 1.0)))
+    assert {frozenset(cost) for cost in parts.costs("zero_out")} == {
+        frozenset({Gaussian(1.0)}),
+        frozenset({SampledGaussian(1.0, 0.1)}),
+    }
+    assert parts.gaussian_mu("zero_out") is None
+
+
+def test_parts_of_different_units_do_not_mix() -> None:
+    for kind in (SequentialEvent, ParallelEvent):
+        with pytest.raises(UserError, match="same unit"):
+            kind((NoisyCountEvent(1.0), NoisyCountEvent(1.0, "user")))
+        with pytest.raises(UserError, match="at least one"):
+            kind(())
+
+
+@pytest.mark.parametrize("event", EVERY_KIND, ids=lambda event: event.kind)
+def test_scaled_noise_is_larger_noise_and_nothing_else(event: Event) -> None:
+    assert event.scaled(2.0).scaled(0.5) == event
+    assert event.scaled(1.0) == event and event.scaled(2.0) != event
+    before, after = (e.costs("zero_out")[0] for e in (event, event.scaled(2.0)))
+    orders = np.array([2.0, 8.0])
+    for loss, doubled in zip(before, after, strict=True):
+        assert np.all(doubled.rdp(orders) < loss.rdp(orders))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: SampledGaussianEvent(1.5, 1.0, 1.0), "sampling must be a probability"),
+        (lambda: SampledGaussianEvent(0.0, 1.0, 1.0), "sampling must be positive"),
+        (lambda: DpSgdEvent(0.1, math.inf, 10), "noise_multiplier must be finite"),
+        (lambda: DpSgdEvent(0.1, 1.0, 0), "steps must be a positive whole number"),
+        (lambda: SlicedGaussianEvent(8, 8, 1.0, "uniform"), "law must be haar or iid"),
+        (lambda: SlicedHistogramEvent(8, 8, 1.0, "laplace"), "noise must be gaussian or discrete_gaussian"),
+        (lambda: DiscreteGaussianEvent("d", {"zero_out": 1.5}, 1.0), "must be whole, found 1.5"),
+        (lambda: SkellamEvent("s", {"zero_out": 9}, {"zero_out": 2}, 1.0), "below the L2 sensitivity"),
+        (lambda: SkellamEvent("s", {"zero_out": 9}, {"add_remove": 9}, 1.0), "same relations"),
+        (lambda: DpPcaEvent("much"), "noise_std must be finite"),
+        (lambda: DpPcaEvent(1.0, radius=0.0), "radius must be positive"),
+        (lambda: ParallelEvent((NoisyCountEvent(1.0),), "random"), "assignment must be fixed or by_value"),
+        (lambda: GaussianEvent("g", 3.0, 1.0), "a number for each relation, found 3.0"),
+    ],
+)
+def test_each_parameter_out_of_range_is_named(make: Callable[[], Event], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()

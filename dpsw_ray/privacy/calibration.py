@@ -15,6 +15,7 @@ __all__ = ["calibrate_gaussian_mu", "calibrate_histogram_noise", "calibrate_nois
 
 _TOLERANCE = 1e-3  # of epsilon, where there is no closed form
 _MOST_TRIALS = 60
+_MOST_CORRECTIONS = 8
 
 
 def calibrate_gaussian_mu(epsilon: float, delta: float) -> float:
@@ -67,28 +68,60 @@ def calibrate_noise(
     def upper(level: float) -> float:
         return bound(events(level), relation, delta).epsilon.upper
 
-    parts = compose_mu(events(1.0), relation), compose_mu(events(2.0), relation)
-    if parts[0] is not None and parts[1] is not None:
-        # mu(level)^2 = fixed^2 + (scaled / level)^2
-        scaled_sq = (parts[0] ** 2 - parts[1] ** 2) * 4 / 3
-        fixed_sq = max(parts[0] ** 2 - scaled_sq, 0.0)
-        room = calibrate_gaussian_mu(epsilon, delta) ** 2 - fixed_sq
-        if scaled_sq > 0 and room > 0:
-            return _raise_until(math.sqrt(scaled_sq / room), lambda level: upper(level) <= epsilon)
+    try:
+        return _closed_form(events, relation, epsilon, delta, upper) or _by_model(
+            events, relation, epsilon, delta, upper
+        )
+    except AccountingError:  # a shortcut that does not lead there; the search below says so itself
+        return _search(upper, epsilon, _TOLERANCE)
 
-    def quick(level: float) -> float:
+
+def _closed_form(
+    events: Callable[[float], Sequence[Event]],
+    relation: Relation,
+    epsilon: float,
+    delta: float,
+    upper: Callable[[float], float],
+) -> float | None:
+    """The level for Gaussian mechanisms: mu(level)^2 = fixed^2 + (scaled / level)^2; None for others."""
+    once, twice = compose_mu(events(1.0), relation), compose_mu(events(2.0), relation)
+    if once is None or twice is None:
+        return None
+    scaled_sq = (once**2 - twice**2) * 4 / 3
+    room = calibrate_gaussian_mu(epsilon, delta) ** 2 - max(once**2 - scaled_sq, 0.0)
+    if not (scaled_sq > 0 and room > 0):
+        return None
+    return _raise_until(math.sqrt(scaled_sq / room), lambda level: upper(level) <= epsilon)
+
+
+def _by_model(
+    events: Callable[[float], Sequence[Event]],
+    relation: Relation,
+    epsilon: float,
+    delta: float,
+    upper: Callable[[float], float],
+) -> float:
+    """The level with Renyi's bound as a model: quick, and the exact bound is a nearly constant part of it."""
+
+    def model(level: float) -> float:
         return RdpAccountant().epsilon(events(level), relation=relation, delta=delta).upper
 
-    # Renyi's bound is quick and seldom more than some percent off: from there a few dear evaluations are enough.
-    return _search(upper, epsilon, _search(quick, epsilon, 1.0), 1.25)
+    aim = wanted = (1 - _TOLERANCE / 2) * epsilon
+    for _ in range(_MOST_CORRECTIONS):
+        level = _search(model, aim, _TOLERANCE / 20)
+        found = upper(level)
+        if (1 - _TOLERANCE) * epsilon <= found <= epsilon:
+            return level
+        aim *= wanted / found
+    raise AccountingError("The exact bound does not follow Renyi's.")
 
 
-def _search(upper: Callable[[float], float], epsilon: float, start: float, factor: float = 4.0) -> float:
+def _search(upper: Callable[[float], float], epsilon: float, tolerance: float) -> float:
     """A level with `upper` in [(1 - tolerance) epsilon, epsilon], by bracketing and false position in logarithms."""
-    low, high = start, start
+    low, high = 1.0, 1.0
     at_high = upper(high)
     while at_high > epsilon:
-        low, high = high, high * factor
+        low, high = high, high * 4
         if high > 1e12:
             raise AccountingError(
                 f"No noise brings epsilon down to {epsilon:g}: what does not depend on it costs {at_high:.6g} already."
@@ -97,7 +130,7 @@ def _search(upper: Callable[[float], float], epsilon: float, start: float, facto
     at_low = math.inf
     if low == high:
         while True:
-            low /= factor
+            low /= 4
             at_low = _or_infinity(upper, low)
             if at_low > epsilon:
                 break
@@ -107,10 +140,10 @@ def _search(upper: Callable[[float], float], epsilon: float, start: float, facto
                     f"Even without noise epsilon stays below {epsilon:g}: there is nothing to calibrate."
                 )
     for trial in range(_MOST_TRIALS):
-        if at_high >= (1 - _TOLERANCE) * epsilon:
+        if at_high >= (1 - tolerance) * epsilon:
             return high
         if math.isfinite(at_low) and at_high > 0 and trial % 3 != 2:
-            target = math.log((1 - _TOLERANCE / 2) * epsilon)
+            target = math.log((1 - tolerance / 2) * epsilon)
             share = (math.log(at_low) - target) / (math.log(at_low) - math.log(at_high))
             level = math.exp(math.log(low) + min(max(share, 0.02), 0.98) * (math.log(high) - math.log(low)))
         else:

@@ -98,6 +98,19 @@ class Event(ABC):
             for cost in self.costs(relation)
         )
 
+    def scaled(self, level: float) -> Event:
+        """The same with all its noise `level` times as large, for calibration."""
+        changed: dict[str, Any] = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.name in ("noise_std", "noise_multiplier"):
+                changed[item.name] = level * value
+            elif item.name == "variance":
+                changed[item.name] = level**2 * value
+            elif item.name == "parts":
+                changed[item.name] = tuple(part.scaled(level) for part in value)
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
     def to_dict(self) -> dict[str, Any]:
         """The event as plain JSON values, `kind` included."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.special import betainc, erfcx, hyp1f1, ndtr
+from scipy.special import betainc, erfcx, ndtr
 
 from dpsw_ray.privacy.gaussian import AccountingError, EpsilonBounds, bisect
-from dpsw_ray.privacy.losses import SlicedGaussian
+from dpsw_ray.privacy.losses import SlicedGaussian, log_moment
 
 __all__ = ["GaussianMixture", "mixture"]
 
@@ -125,9 +125,7 @@ def _chernoff(groups: list[tuple[float, int, int]], tail: float) -> float:
     """A value that the sum of scale * Beta(1/2, (dim - 1)/2) passes with probability at most `tail`."""
     largest = max(scale for scale, _, _ in groups)
     rates = np.geomspace(1e-3, 600.0, 400) / largest
-    cumulant = sum(
-        directions * np.log(hyp1f1(0.5, dim / 2, rates * scale)) for scale, dim, directions in groups
-    )
+    cumulant = sum(directions * log_moment(dim, rates * scale) for scale, dim, directions in groups)
     return float(np.min((cumulant + math.log(1 / tail)) / rates)) * (1 + 1e-9)
 
 

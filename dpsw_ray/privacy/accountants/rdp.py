@@ -17,7 +17,7 @@ from dpsw_ray.privacy.relations import Relation
 __all__ = ["ORDERS", "RdpAccountant", "cost_rdp", "rdp_budget", "rdp_curve", "rdp_delta"]
 
 ORDERS: NDArray[np.float64] = np.unique(
-    np.concatenate([1 + np.geomspace(0.012, 1, 40), np.arange(2, 65), np.geomspace(64, 65536, 41).round()])
+    np.concatenate([1 + np.geomspace(0.012, 63, 120), np.arange(2, 65), np.geomspace(64, 65536, 41).round()])
 )
 _MARGIN = 1e-10  # relative: rounding in the sums over orders and events
 
