@@ -105,6 +105,10 @@ def test_a_set_below_a_single_value_is_refused() -> None:
         ("privacy.epsilon=true", "privacy.epsilon must be a number, found true."),
         ("privacy.epsilon=", "privacy.epsilon must be a number, found nothing."),
         ("privacy.delta=1", "privacy.delta must be less than 1, found 1."),
+        (
+            "privacy.noise=laplace",
+            "privacy.noise must be 'gaussian' or 'discrete_gaussian', found 'laplace'.",
+        ),
         ("privacy.delta=.nan", "privacy.delta must be less than 1, found nan."),
         ("encoder.learning_rate=.inf", "encoder.learning_rate must be a finite number, found inf."),
         ("encoder.latent_dim=1", "encoder.latent_dim must be at least 2, found 1."),
@@ -142,6 +146,10 @@ def test_epsilon_that_is_no_number_at_all_is_refused() -> None:
         (
             "data: {source: table, path: a.parquet, bounds: {a: [2, 1]}}",
             ("data.bounds.a must be [low, high] with low < high, found [2, 1].",),
+        ),
+        (
+            "privacy: {noise: discrete_gaussian, noise_seed: 7}",
+            ("privacy.noise_seed is for privacy.noise gaussian", "takes no seed", "found 7"),
         ),
         ("data: {public_fraction: 0.8, test_fraction: 0.2}", ("must be below 1", "found 0.8 + 0.2")),
         ("release: {bins: 8, smoothing: 1}", ("release.bins must exceed", "found 8")),

@@ -1,8 +1,11 @@
-"""Noise is Gaussian, independent, bound to its key, and the same however its cells are divided."""
+"""Each sampler has its law, cell by cell; keyed noise is the same however its cells are divided."""
 
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpsw_ray.errors import UserError
+from dpsw_ray.privacy.discrete import NoiseTable, discrete_gaussian
 from dpsw_ray.privacy.noise import MAX_CELLS, NoiseKey, lattice_gaussian, mask_stream
 
 KEY = NoiseKey.from_seed(7)
@@ -20,29 +24,140 @@ CELLS = 1_000_000
 ALPHA = 1e-6
 SAMPLE = lattice_gaussian(KEY, STD, 0, CELLS) / STD
 
+DISCRETE_STD = 1.2e6  # the scale of a release: steps of 1 are far below what a test can see
+DISCRETE_CELLS = 100_000
+DISCRETE_SAMPLE = discrete_gaussian(DISCRETE_STD, DISCRETE_CELLS) / DISCRETE_STD
 
-def test_noise_is_gaussian() -> None:
-    assert stats.kstest(SAMPLE, "norm").pvalue > ALPHA
+
+def discrete_law(std: float) -> tuple[np.ndarray, np.ndarray]:
+    """Integers out to 40 standard deviations and their exact probabilities under the discrete Gaussian."""
+    values = np.arange(-int(40 * std) - 1, int(40 * std) + 2)
+    weights = np.exp(-(values**2) / (2 * std * std))
+    return values, weights / weights.sum()
 
 
-def test_moments_are_a_gaussian_s() -> None:
+BOTH = pytest.mark.parametrize("sample", [SAMPLE, DISCRETE_SAMPLE], ids=["gaussian", "discrete_gaussian"])
+SIGMAS = 6.0  # of a mean: missed by chance with probability 2e-9
+
+
+@BOTH
+def test_noise_is_gaussian(sample: np.ndarray) -> None:
+    assert stats.kstest(sample, "norm").pvalue > ALPHA
+
+
+@BOTH
+def test_moments_are_a_gaussian_s(sample: np.ndarray) -> None:
     for power, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0), (6, 15.0)):
-        values = SAMPLE**power
-        assert abs(values.mean() - expected) < 5 * values.std() / np.sqrt(CELLS)
+        spread = np.sqrt(stats.norm.moment(2 * power) - expected**2)
+        assert abs((sample**power).mean() - expected) < SIGMAS * spread / np.sqrt(sample.size)
 
 
-def test_tails_are_there() -> None:
+@BOTH
+def test_tails_are_there(sample: np.ndarray) -> None:
     for bound in (3.0, 4.0, 4.5):
-        beyond = int((np.abs(SAMPLE) > bound).sum())
-        assert stats.binomtest(beyond, CELLS, 2 * stats.norm.sf(bound)).pvalue > ALPHA
+        for beyond in (sample > bound, sample < -bound):
+            assert stats.binomtest(int(beyond.sum()), sample.size, stats.norm.sf(bound)).pvalue > ALPHA
 
 
-def test_cells_are_independent() -> None:
+@BOTH
+def test_cells_are_independent(sample: np.ndarray) -> None:
     for lag in (1, 2, 3, 4, 5, 64, 65536):
         for transform in (np.asarray, np.square, np.sign):
-            values = transform(SAMPLE)
+            values = transform(sample)
             values = (values - values.mean()) / values.std()
-            assert abs((values[:-lag] * values[lag:]).mean()) < 5 / np.sqrt(CELLS - lag)
+            assert abs((values[:-lag] * values[lag:]).mean()) < SIGMAS / np.sqrt(sample.size - lag)
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.sqrt(0.5), np.sqrt(2.0)])
+def test_noise_that_is_halved_or_drawn_twice_is_noticed(wrong: float) -> None:
+    """The tests above are sharp: these are the factors of the usual mistakes."""
+    assert stats.kstest(DISCRETE_SAMPLE * wrong, "norm").pvalue < 1e-100
+
+
+@pytest.mark.parametrize("std", [0.4, 0.7, 3.5])
+def test_small_discrete_noise_has_its_exact_law(std: float) -> None:
+    noise = discrete_gaussian(std, 50_000)
+    assert noise.dtype == np.int64
+    values, law = discrete_law(std)
+    seen = np.array([(noise == value).sum() for value in values])
+    assert seen.sum() == noise.size
+    rare = law * noise.size < 10  # pooled: chi-square wants counts
+    observed = np.append(seen[~rare], seen[rare].sum())
+    expected = np.append(law[~rare], law[rare].sum()) * noise.size
+    assert stats.chisquare(observed, expected).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("std", [0.4, 0.7, 3.5])
+def test_the_variance_is_that_of_the_series_which_is_below_the_square_of_sigma(std: float) -> None:
+    values, law = discrete_law(std)
+    variance = float((values**2 * law).sum())
+    assert variance <= std**2 * (1 + 1e-12)  # Canonne, Kamath and Steinke 2020, Corollary 9
+    noise = discrete_gaussian(std, 50_000)
+    spread = np.sqrt((values**4 * law).sum() - variance**2)
+    assert abs((noise**2).mean() - variance) < SIGMAS * spread / np.sqrt(noise.size)
+
+
+@pytest.mark.parametrize("std", [0.7, 1234567.891, 2.0**58])
+def test_the_sigma_that_is_sampled_is_the_one_that_is_charged(std: float) -> None:
+    """The sampler's own statement, against the same bound in exact fractions."""
+    from opendp.domains import atom_domain, vector_domain
+    from opendp.measurements import make_gaussian
+    from opendp.metrics import l2_distance
+
+    discrete_gaussian(1.0, 1)
+    sampler = make_gaussian(vector_domain(atom_domain(T="i64")), l2_distance(T="f64"), scale=std)
+    exact = Fraction(3 * 2**16) ** 2 / (2 * Fraction(std) ** 2)
+    stated = Fraction(sampler.map(float(3 * 2**16)))
+    assert exact <= stated <= exact * (1 + Fraction(1, 2**48))
+
+
+def test_the_largest_discrete_noise_fits_its_integers() -> None:
+    noise = discrete_gaussian(2.0**58, 20_000) / 2.0**58
+    assert stats.kstest(noise, "norm").pvalue > ALPHA
+    for std in (-1.0, float("nan"), float("inf"), 2.0**59):
+        with pytest.raises(UserError, match="standard deviation"):
+            discrete_gaussian(std, 1)
+
+
+def test_two_drawn_tables_are_unrelated() -> None:
+    half = DISCRETE_CELLS // 2
+    first, second = DISCRETE_SAMPLE[:half], discrete_gaussian(DISCRETE_STD, half) / DISCRETE_STD
+    for transform in (np.asarray, np.square, np.sign):
+        assert abs(np.corrcoef(transform(first), transform(second))[0, 1]) < SIGMAS / np.sqrt(half)
+    assert stats.kstest((first - second) / np.sqrt(2), "norm").pvalue > ALPHA
+
+
+def test_a_forked_process_draws_noise_of_its_own() -> None:
+    """A generator whose state is copied with the process would give both the same noise."""
+    code = """
+import os
+from dpsw_ray.privacy.discrete import discrete_gaussian
+discrete_gaussian(1e12, 100)
+child = os.fork()
+print(*discrete_gaussian(1e12, 100), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = (set(line.split()) for line in done.stdout.splitlines())
+    assert len(first) == len(second) == 100 and not first & second
+
+
+def test_without_a_std_the_discrete_sampler_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opendp.measurements.make_gaussian", None)
+    assert not discrete_gaussian(0.0, 1000).any()
+    with pytest.raises(TypeError):
+        discrete_gaussian(1.0, 1)
+
+
+def test_a_drawn_table_keeps_its_cells_and_hides_them() -> None:
+    table = NoiseTable.draw(5.0, 1000)
+    assert np.array_equal(NoiseTable(table.secret).cells(), table.cells())
+    assert table.cells().dtype == np.int64 and abs(table.cells().std() - 5) < 1
+    assert np.array_equal(pickle.loads(pickle.dumps(table)).cells(), table.cells())
+    assert repr(table) == "NoiseTable()"
+    with pytest.raises(ValueError, match="8 bytes per cell"):
+        NoiseTable(b"123")
 
 
 def test_small_noise_is_a_rounded_gaussian() -> None:
@@ -68,8 +183,9 @@ def test_keys_labels_and_scales_give_unrelated_noise() -> None:
     samples = [lattice_gaussian(key, STD, 0, 100_000) / STD for key in keys]
     samples.append(lattice_gaussian(KEY, 2 * STD, 0, 100_000) / (2 * STD))
     samples.append(lattice_gaussian(KEY, STD, 100_000, 100_000) / STD)
-    correlation = np.corrcoef(samples) - np.eye(len(samples))
-    assert np.abs(correlation).max() < 6 / np.sqrt(100_000)
+    for transform in (np.asarray, np.square, np.sign):
+        correlation = np.corrcoef(transform(samples)) - np.eye(len(samples))
+        assert np.abs(correlation).max() < SIGMAS / np.sqrt(100_000)
 
 
 def test_seeded_noise_is_reproducible_and_marked() -> None:

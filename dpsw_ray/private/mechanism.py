@@ -1,4 +1,4 @@
-"""DPSWflow-h: the sum of smoothed sliced histograms, plus Gaussian noise.
+"""DPSWflow-h: the sum of smoothed sliced histograms, plus noise.
 
 Statement
     Relations: `replace_one`, `zero_out`, `add_remove`. Unit: record.
@@ -7,27 +7,36 @@ Statement
     Sensitivity (L2, squared, lattice units): K * row_norm_sq for `add_remove` and `zero_out`;
         2 * K * row_norm_sq for `replace_one`, because ||a - b||^2 <= ||a||^2 + ||b||^2 for non-negative a, b,
         a change of class included.
-    Noise: one Gaussian per cell, drawn once per release, rounded to the integers (post-processing).
-    Event: Gaussian mechanism with mu = sensitivity / noise_std.
-    Source: Gaussian mechanism, Dong, Roth and Su (2022), Theorem 2.7; the target is that of the Gaussian-smoothed
-        sliced Wasserstein distance (Rakotomamonjy and Ralaivola 2021).
+    Noise: one number per cell, drawn once per release. `gaussian`: a Gaussian, rounded to the integers
+        (post-processing). `discrete_gaussian`: the discrete Gaussian on the integers, sampled exactly.
+    Event: `gaussian`: Gaussian mechanism with mu = sensitivity / noise_std. `discrete_gaussian`: zero-concentrated
+        with rho = sensitivity^2 / (2 noise_std^2), which only holds because sums and noise are integers.
+    Source: Dong, Roth and Su (2022), Theorem 2.7; Canonne, Kamath and Steinke (2020), Theorem 14. The target is
+        that of the Gaussian-smoothed sliced Wasserstein distance (Rakotomamonjy and Ralaivola 2021).
 
-Two functions, `bound` and `noise`, and nothing else touches records or draws noise.
+`bound` touches the records. `draw_secret` fixes the noise once, `noise` is what the secret stands for: the same
+numbers however often it is asked. Nothing else touches records or draws noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.privacy.discrete import NoiseTable
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.private.latents import NULL
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.slicing.histogram import add_histograms
 
-__all__ = ["bound", "noise"]
+__all__ = ["NoiseSecret", "bound", "draw_secret", "noise", "restore_secret"]
+
+NoiseSecret: TypeAlias = NoiseKey | NoiseTable
+"""What fixes the noise of one release: a key it is derived from, or the drawn table itself."""
 
 
 def bound(
@@ -60,11 +69,39 @@ def bound(
     return total
 
 
-def noise(key: NoiseKey, plan: ReleasePlan) -> NDArray[np.int64]:
-    """The release's noise, indexed by cell: the same key and plan give the same bits on every retry.
+def draw_secret(plan: ReleasePlan) -> NoiseSecret:
+    """Fixes the release's noise from fresh entropy: another noise on every call."""
+    if plan.noise == "discrete_gaussian":
+        return NoiseTable.draw(plan.noise_std, math.prod(plan.cells))
+    return NoiseKey.generate()
+
+
+def restore_secret(secret: bytes, plan: ReleasePlan) -> NoiseSecret:
+    """The secret that these bytes were the `secret` of, for a retry of the same plan.
+
+    Raises:
+        ValueError: they are of another length than the plan's secret.
+    """
+    if plan.noise == "gaussian":
+        return NoiseKey(secret)
+    table = NoiseTable(secret)
+    if table.cells().size != math.prod(plan.cells):
+        raise ValueError("the drawn noise is not of the plan's cells")
+    return table
+
+
+def noise(secret: NoiseSecret, plan: ReleasePlan) -> NDArray[np.int64]:
+    """The release's noise, indexed by cell: the same secret and plan give the same bits on every retry.
 
     Returns:
         Array of size [C, K, bins].
+
+    Raises:
+        ValueError: the secret is of another kind of noise than the plan's, or of other cells.
     """
-    bound_key = key.derive(plan.digest().encode())
-    return lattice_gaussian(bound_key, plan.noise_std, 0, int(np.prod(plan.cells))).reshape(plan.cells)
+    if isinstance(secret, NoiseTable) != (plan.noise == "discrete_gaussian"):
+        raise ValueError(f"the noise secret is not one of {plan.noise} noise")
+    if isinstance(secret, NoiseTable):
+        return secret.cells().reshape(plan.cells)
+    bound_key = secret.derive(plan.digest().encode())
+    return lattice_gaussian(bound_key, plan.noise_std, 0, math.prod(plan.cells)).reshape(plan.cells)

@@ -1,15 +1,15 @@
 """The release as a protocol: charge, sum under masks, write, commit. Runs on the driver, which sees no true sum.
 
     pending.json   the release's random id is durable before anything else
-    noise key      made by shard 0 on the private side, durable, tied to this plan and these latents
+    noise secret   made by shard 0 on the private side, durable, tied to this plan and these latents
     charge         the ledger's entry is durable before the first noisy number exists
     messages       masked modulo 2^64; their sum is the noisy table
     release/       written atomically, the manifest last
-    commit         the noise key is destroyed
+    commit         the noise secret is destroyed
 
-Whoever starts again in the middle finds one of three states: a whole release (free), a charged one whose key
-still exists (free: the retry gives the same bits), or anything else, which begins anew under a new id and is
-charged. A key is made before its charge only, so there is at most one noise for every charge.
+Whoever starts again in the middle finds one of three states: a whole release (free), a charged one whose
+secret still exists (free: the retry gives the same bits), or anything else, which begins anew under a new id and
+is charged. A secret is made before its charge only, so there is at most one noise for every charge.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def release_once(
         ledger: who is charged, at `account`.
         account: name of the registered data set.
         run_id: for the ledger's entry.
-        noise_seed: reproducible noise, or None.
+        noise_seed: reproducible noise, for plans of `gaussian` noise only, or None.
         manifest: what the stored release says of itself, called after the charge.
     """
     pending = folder / "pending.json"
@@ -77,7 +77,7 @@ def release_once(
             _persist(shards, lambda: shards.call("prepare", (plan,)))
         try:
             ledger.charge(account, [plan.event], run_id, release_id=release_id)
-        except UserError:  # refused: nothing was released, and the key must not stay behind
+        except UserError:  # refused: nothing was released, and the secret must not stay behind
             _commit(shards, release_id, pending)
             raise
     release = Release.from_plan(plan, _noisy_total(shards, plan, noise_seed), manifest(plan))
@@ -113,7 +113,7 @@ def _begun(
     entry = ledger.find_charge(release_id)
     plan = make_plan(release_id)
     if entry is None:
-        shards.call("commit", (release_id,))  # never charged: its key, if there is one, protects nothing
+        shards.call("commit", (release_id,))  # never charged: its secret, if there is one, protects nothing
         return None
     # Charged to somebody else, for something else, or for noise of another kind: no retry of that charge.
     if entry.dataset != account or entry.events != (plan.event,) or noise_seed is not None:
@@ -126,8 +126,8 @@ def _noisy_total(shards: WorkerGroup, plan: ReleasePlan, noise_seed: int | None)
         public_keys = shards.call("announce")
         return unmask(shards.call("contribute", (plan, public_keys, noise_seed)))
 
-    # Repeated as a whole, under fresh masks: the noise key outlives the worker that made it, so the total has
-    # the same bits.
+    # Repeated as a whole, under fresh masks: the noise secret outlives the worker that made it, so the total
+    # has the same bits.
     return _persist(shards, one_round)
 
 

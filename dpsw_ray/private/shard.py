@@ -14,7 +14,7 @@ from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import LatentStore
 from dpsw_ray.private.masking import MaskingKey
-from dpsw_ray.private.mechanism import bound, noise
+from dpsw_ray.private.mechanism import NoiseSecret, bound, noise
 from dpsw_ray.private.sealing import sealed
 from dpsw_ray.release.plan import ReleasePlan
 
@@ -54,15 +54,15 @@ class Shard:
         """Writes this shard's share of the private latents, where they are not there yet."""
         self.store.encode(load_encoder(self.encoder_dir), self.rank, self.size)
 
-    @sealed("drawing a noise key")
+    @sealed("drawing noise")
     def prepare(self, plan: ReleasePlan) -> None:
-        """Rank 0 makes the release's noise key durable: called before the release is charged, once or again."""
+        """Rank 0 makes the release's noise secret durable: called before the release is charged, once or again."""
         if self.rank == 0:
             fingerprint = self.store.fingerprint()
             if self.keys.find(plan, fingerprint) is None:
                 self.keys.create(plan, fingerprint)
 
-    @sealed("looking for a noise key")
+    @sealed("looking for a noise secret")
     def can_repeat(self, plan: ReleasePlan) -> bool:
         """On rank 0: whether this very release was begun and not committed, so that a retry costs nothing."""
         return self.rank == 0 and self.keys.find(plan, self.store.fingerprint()) is not None
@@ -90,18 +90,18 @@ class Shard:
         masking, self._masking = self._masking, None
         if masking is None or len(public_keys) != self.size:
             raise RuntimeError("contribute follows announce, with the keys of every shard")
-        key = self._noise_key(plan, noise_seed) if self.rank == 0 else None
+        secret = self._noise_secret(plan, noise_seed) if self.rank == 0 else None
         total = self.store.rows()
         start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
         message = bound(self.store.batches(start, stop), plan, self.threads)
-        if key is not None:
-            message += noise(key, plan)
+        if secret is not None:
+            message += noise(secret, plan)
         context = f"{plan.release_id} {plan.digest()}".encode()
         return masking.mask(message, self.rank, public_keys, context)
 
-    @sealed("destroying a noise key")
+    @sealed("destroying a noise secret")
     def commit(self, release_id: str) -> None:
-        """Destroys the release's noise key: called when the release is durable."""
+        """Destroys the release's noise secret: called when the release is durable."""
         if self.rank == 0:
             self.keys.destroy(release_id)
 
@@ -113,10 +113,10 @@ class Shard:
         latents = np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
         return sliced_wasserstein(particles, latents, directions, seed)
 
-    def _noise_key(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseKey:
+    def _noise_secret(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseSecret:
         if noise_seed is not None:
             return NoiseKey.from_seed(noise_seed)
-        key = self.keys.find(plan, self.store.fingerprint())
-        if key is None:
-            raise RuntimeError("no noise key of this plan and these latents: committed, or never prepared")
-        return key
+        secret = self.keys.find(plan, self.store.fingerprint())
+        if secret is None:
+            raise RuntimeError("no noise secret of this plan and these latents: committed, or never prepared")
+        return secret
