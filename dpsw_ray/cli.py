@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import typer
 
+from dpsw_ray.commands.account import account
+from dpsw_ray.commands.audit import audit
 from dpsw_ray.commands.ledger import ledger
 from dpsw_ray.commands.runs import flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
@@ -22,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (flow, generate, plan, ledger):
+for command in (flow, generate, plan, account, audit):
     app.command()(command)
+app.add_typer(ledger, name="ledger")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpsw_ray.cluster import Cluster, WorkerGroup, open_cluster
+from dpsw_ray.cluster.head_ledger import open_ledger
 from dpsw_ray.config import RunConfig, load_config
 from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encoder, load_encoder
@@ -26,7 +27,8 @@ from dpsw_ray.evaluation.report import Metric
 from dpsw_ray.files import write_json
 from dpsw_ray.flow.solver import FlowResult, solve
 from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import ledger_account, make_plan
+from dpsw_ray.plan import ledger_account, make_plan, planned
+from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
 from dpsw_ray.private.protocol import release_once
@@ -80,12 +82,11 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     path = resolve_output(config, output)
     timings = _Timings()
     hidden = config.privacy.relation == "add_remove"
-    ledger = Ledger(config.ledger_path)
-    _check_relation(config, ledger)
     with (
         RunFolder(config, path) as folder,
+        open_cluster(config.cluster) as cluster,  # tells on which machine the ledger is
+        nullcontext(_open_ledger(config, path / "release")) as ledger,
         open_tracker(config.tracking, path.parent, config.name) as tracker,
-        open_cluster(config.cluster) as cluster,
     ):
         tracker.params(config.model_dump(mode="json"))
         with timings.phase("data", tells_count=hidden):
@@ -146,12 +147,26 @@ def generate(
         progress.say("DO NOT PUBLISH them: the release is not publishable (see the run's report)")
 
 
-def _check_relation(config: RunConfig, ledger: Ledger) -> None:
-    """Before a record is read: under another relation, dividing the data set would tell a protected N."""
-    ledger.check(ledger_account(config), config.privacy.relation)
+def _open_ledger(config: RunConfig, release: Path) -> Ledger:
+    """Before a record is read: under another relation, dividing the data set would tell a protected N.
+
+    A cap refuses here what it would refuse later, when the encoder is trained, unless a release was begun.
+    """
+    ledger = open_ledger(config.ledger_path)
+    begun = any((release / name).exists() for name in ("manifest.json", "pending.json"))
+    ledger.check(ledger_account(config), config.privacy.relation, () if begun else _expected(config))
     own = next((entry for entry in ledger.datasets() if entry.name == config.data.account), None)
     if own is not None and own.relation == "add_remove":  # a research account hides N no less
         ledger.check(own.name, config.privacy.relation)
+    return ledger
+
+
+def _expected(config: RunConfig) -> tuple[Event, ...]:
+    """What the run is going to charge; nothing where that depends on a table which is not divided yet."""
+    try:
+        return (planned(config)[0].event,)
+    except UserError:
+        return ()
 
 
 def _open_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:

@@ -236,15 +236,13 @@ def test_ledger_shows_totals_and_checks_its_chain(dpsw: Dpsw, own_home: Path, tm
         f"paths.home={tmp_path / 'home'}",
     )
     assert dpsw("flow", "digits", *SMALL, *name, "--output", tmp_path / "run")[0] == 0
-    config = tmp_path / "ledger.yaml"
-    config.write_text(f"paths: {{ledger: {path}}}\n")
 
-    code, out, _ = dpsw("ledger", config)
-    assert code == 0 and "counted:" in out and "charges: 1" in out and re.search(r"hash: [0-9a-f]{64}", out)
-    code, out, _ = dpsw("ledger", config, "--json")
-    book = json.loads(out)
+    code, out, _ = dpsw("ledger", "--ledger", path)
+    assert code == 0 and re.search(r"^counted .* 1 .* none +no limit$", out, re.MULTILINE)
+    book = json.loads(dpsw("ledger", "--ledger", path, "--json")[1])
     assert book["data sets"]["counted"]["epsilon"]["upper"] == pytest.approx(10.0, rel=1e-3)
-    assert book["hash"] == Ledger(path).verify()
+    code, out, _ = dpsw("ledger", "verify", "--ledger", path)
+    assert code == 0 and f"hash: {Ledger(path).verify().hash}" in out
 
     import sqlite3
 
@@ -252,7 +250,7 @@ def test_ledger_shows_totals_and_checks_its_chain(dpsw: Dpsw, own_home: Path, tm
         connection.execute("DROP TRIGGER log_no_update")
         connection.execute("UPDATE log SET body = replace(body, 'counted', 'discounted')")
     connection.close()
-    code, out, err = dpsw("ledger", config)
+    code, out, err = dpsw("ledger", "--ledger", path)
     assert code == 2 and out == "" and "was changed after the fact" in err
 
 

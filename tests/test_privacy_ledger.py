@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import multiprocessing
@@ -13,19 +15,42 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from dpsw_ray.cluster.head_ledger import HeadLedger, open_ledger
 from dpsw_ray.errors import UserError
+from dpsw_ray.privacy.accountants import bound, rdp_budget, rdp_curve
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_histogram_noise
-from dpsw_ray.privacy.events import Event, GaussianEvent, SlicedHistogramEvent
+from dpsw_ray.privacy.chain import first_break, rows_from_export, rows_to_export
+from dpsw_ray.privacy.events import DiscreteGaussianEvent, Event, GaussianEvent, SlicedHistogramEvent
+from dpsw_ray.privacy.filters import Cap, Filter, make_cap
 from dpsw_ray.privacy.gaussian import gaussian_epsilon
-from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.ledger import Ledger, LedgerHead
+
+ORDERS = np.array([1.5, 2.0, 8.0, 64.0])
 
 
 def _release(mu: float = 0.1) -> list[Event]:
     return [GaussianEvent("release", {"replace_one": mu, "zero_out": mu / 2}, 1.0)]
+
+
+def _discrete(scale: float = 1.0) -> DiscreteGaussianEvent:
+    return DiscreteGaussianEvent("discrete tables", {"replace_one": 100}, 40.0 / scale)
+
+
+def _kinds() -> list[list[Event]]:
+    """Charges of several mechanisms, a composed one among them."""
+    return [
+        _release(0.05),
+        [SlicedHistogramEvent(8, 100, 1000.0)],
+        [_discrete()],
+        [*_release(0.02), _discrete(0.5)],
+    ]
 
 
 @pytest.fixture
@@ -82,7 +107,7 @@ def test_registering_again_is_idempotent(ledger: Ledger) -> None:
         ({"unit": "user"}, "unit record, found user"),
         ({"delta": 1e-6}, "delta 1e-05, found 1e-06"),
         ({"publishable": False}, "publishable True, found False.*name of its own for research"),
-        ({"cap": 3.0}, "cap none, found 3.0"),
+        ({"cap": 3.0}, "cap none, found epsilon 3 .*dpsw ledger cap"),
     ],
 )
 def test_a_registration_cannot_change(ledger: Ledger, change: dict[str, object], sentence: str) -> None:
@@ -114,10 +139,10 @@ def test_research_accounts_are_marked_everywhere(ledger: Ledger) -> None:
 
 def test_a_charge_past_the_cap_is_refused_unwritten_with_what_is_left(ledger: Ledger) -> None:
     ledger.register("capped", "replace_one", "record", 1e-5, cap=1.0)
-    assert ledger.register("capped", "replace_one", "record", 1e-5).cap == 1.0
+    assert ledger.register("capped", "replace_one", "record", 1e-5).cap == Cap(1.0, "gaussian", None)
     half = calibrate_gaussian_mu(1.0, 1e-5) / 2
     ledger.charge("capped", _release(half), "run-1")
-    with pytest.raises(UserError, match=r"is epsilon 1 at delta 1e-05.*at most 0\.\d+ still fits"):
+    with pytest.raises(UserError, match=r"is epsilon 1 at delta 1e-05.*is spent.*at most 0\.\d+ still fits"):
         ledger.charge("capped", _release(2 * half), "run-2")
     assert ledger.total("capped").charges == 1
     remaining = ledger.total("capped").remaining
@@ -175,11 +200,12 @@ def test_a_kill_inside_the_transaction_leaves_a_whole_ledger(ledger: Ledger) -> 
         import os, signal, sys
         from dpsw_ray.privacy.events import GaussianEvent
         from dpsw_ray.privacy.ledger import Ledger
-        append = Ledger._append
+        from dpsw_ray.privacy.chain import Chain
+        append = Chain.append
         def killed(*arguments):
             append(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
-        Ledger._append = staticmethod(killed)
+        Chain.append = staticmethod(killed)
         Ledger(sys.argv[1]).charge("digits", [GaussianEvent("release", {"replace_one": 1.0}, 4.0)], "run-2")
         """,
         ledger.path,
@@ -190,31 +216,42 @@ def test_a_kill_inside_the_transaction_leaves_a_whole_ledger(ledger: Ledger) -> 
     ledger.verify()
 
 
-def _charge_many(path: Path, worker: int, cap: bool) -> int:
-    done = 0
+def _charge_many(path: Path, worker: int, capped: bool, turns: int) -> list[str]:
+    done = []
     ledger = Ledger(path)
-    ledger.register("shared", "replace_one", "record", 1e-5, cap=1.0 if cap else None)
-    for turn in range(5):
+    ledger.register("shared", "replace_one", "record", 1e-5, cap=1.0 if capped else None)
+    for turn in range(turns):
+        events = _release(0.05) if capped else _kinds()[(worker + turn) % len(_kinds())]
         try:
-            ledger.charge("shared", _release(0.05), f"worker-{worker}", str(turn))
-            done += 1
+            done.append(ledger.charge("shared", events, f"worker-{worker}", str(turn)))
         except UserError as error:
             assert "Nothing was charged" in str(error)
     return done
 
 
-@pytest.mark.parametrize("cap", [False, True])
-def test_eight_processes_lose_no_charge_and_pass_no_cap(tmp_path: Path, cap: bool) -> None:
+@pytest.mark.parametrize("capped", [False, True])
+def test_sixteen_processes_lose_no_charge_and_pass_no_cap(tmp_path: Path, capped: bool) -> None:
     path = tmp_path / "new" / "ledger.sqlite"
-    with multiprocessing.get_context("fork").Pool(8) as pool:
-        done = sum(pool.starmap(_charge_many, [(path, worker, cap) for worker in range(8)]))
+    with multiprocessing.get_context("fork").Pool(16) as pool:
+        told = pool.starmap(_charge_many, [(path, worker, capped, 3) for worker in range(16)])
+    done = [charge_id for of_one in told for charge_id in of_one]
     ledger = Ledger(path)
     total = ledger.total("shared")
-    most = math.floor((calibrate_gaussian_mu(1.0, 1e-5) / 0.05) ** 2) if cap else 40
-    assert total.charges == done == min(most, 40)
-    assert total.mu == pytest.approx(0.05 * math.sqrt(done))
-    assert len(ledger.datasets()) == 1
-    ledger.verify()
+    entries = ledger.entries("shared")
+    assert sorted(entry.charge_id for entry in entries) == sorted(done) and len(ledger.datasets()) == 1
+    assert ledger.verify() == LedgerHead(entries[-1].entry_hash, 1 + len(done))
+    if capped:
+        most = math.floor((calibrate_gaussian_mu(1.0, 1e-5) / 0.05) ** 2)
+        assert total.charges == len(done) == most < 48
+        assert total.mu == pytest.approx(0.05 * math.sqrt(most)) and total.epsilon.upper <= 1.0
+    else:
+        assert total.charges == len(done) == 48
+        expected = [event for entry in entries for event in entry.events]
+        alone = [event for events in _kinds() for event in events] * (48 // len(_kinds()))
+        assert sorted(map(repr, expected)) == sorted(map(repr, alone))
+        np.testing.assert_allclose(
+            rdp_curve(expected, "replace_one", ORDERS), rdp_curve(alone, "replace_one", ORDERS), rtol=1e-9
+        )
 
 
 def test_the_file_is_its_owner_s_only(ledger: Ledger) -> None:
@@ -247,7 +284,7 @@ def test_a_changed_entry_is_named_and_stops_everything(ledger: Ledger, statement
     for mu in (0.1, 0.2, 0.3):
         ledger.charge("digits", _release(mu), "run")
     head = ledger.verify()
-    assert head == ledger.entries("digits")[-1].entry_hash
+    assert head == LedgerHead(ledger.entries("digits")[-1].entry_hash, 4)
     connection = sqlite3.connect(ledger.path)
     connection.executescript(f"DROP TRIGGER log_no_update; DROP TRIGGER log_no_delete; {statement};")
     connection.close()
@@ -355,3 +392,311 @@ def test_a_read_only_database_file_is_a_sentence(ledger: Ledger, monkeypatch: py
     monkeypatch.setattr(sqlite3, "connect", read_only)
     with pytest.raises(UserError, match="is read-only: nothing was charged"):
         ledger.charge("digits", _release(), "run")
+
+
+def test_without_a_cap_every_mechanism_is_charged_and_the_accountant_named(ledger: Ledger) -> None:
+    assert ledger.total("digits").accountant is None
+    ledger.charge("digits", _release(0.3), "run-1")
+    assert ledger.total("digits").accountant == bound(_release(0.3), "replace_one", 1e-5).accountant
+    ledger.charge("digits", [_discrete()], "run-2")
+    total, both = ledger.total("digits"), bound([*_release(0.3), _discrete()], "replace_one", 1e-5)
+    assert (total.mu, total.epsilon, total.accountant) == (None, both.epsilon, both.accountant)
+    assert total.epsilon.upper > gaussian_epsilon(0.3, 1e-5).upper
+    json.dumps(total.to_dict(), allow_nan=False)
+
+
+def test_a_gaussian_cap_admits_gaussian_mechanisms_only_and_says_what_to_do(ledger: Ledger) -> None:
+    ledger.set_cap("digits", 2.0)
+    refusal = (
+        r"discrete tables is no Gaussian .*`dpsw ledger cap 'digits' 2 --filter renyi`.*Nothing was charged"
+    )
+    with pytest.raises(UserError, match=refusal):
+        ledger.charge("digits", [_discrete()], "run")
+    ledger.charge("digits", _release(), "run")
+    with pytest.raises(
+        UserError, match=r"cannot change after charges; `dpsw ledger cap 'digits' none --raise`"
+    ):
+        ledger.charge("digits", [*_release(), _discrete()], "run")
+    assert ledger.total("digits").charges == 1
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0, 20.0])
+def test_a_renyi_cap_admits_all_mechanisms_and_is_never_passed(ledger: Ledger, epsilon: float) -> None:
+    cap = ledger.register("mixed", "replace_one", "record", 1e-5, cap=epsilon, filter="renyi").cap
+    assert cap is not None and cap.order is not None
+    budget, spent = rdp_budget(epsilon, 1e-5, cap.order), []
+    share = math.sqrt(2 * budget / cap.order / 10)  # mu of a tenth of the budget
+    charges = [
+        [GaussianEvent("g", {"replace_one": share}, 1.0)],
+        [DiscreteGaussianEvent("d", {"replace_one": 10**6}, 1000.0 / share)],
+    ]
+    for turn in range(14):
+        try:
+            ledger.charge("mixed", charges[turn % 2], "run")
+            spent += charges[turn % 2]
+        except UserError as error:
+            assert f"renyi filter (order {cap.order:g})" in str(error) and "Nothing was charged" in str(error)
+    assert 9 <= len(spent) <= 10
+    assert rdp_curve(spent, "replace_one", np.array([cap.order]))[0] <= budget
+    assert ledger.total("mixed").epsilon.upper <= epsilon
+
+
+@pytest.mark.parametrize("filter", ["gaussian", "renyi"])
+def test_what_is_said_to_be_left_fits_and_no_more(ledger: Ledger, filter: Filter) -> None:
+    ledger.set_cap("digits", 2.0, filter=filter)
+    ledger.charge("digits", _release(0.2), "run-1")
+    remaining = ledger.total("digits").remaining
+    assert remaining is not None and 0 < remaining < 2
+    mu = calibrate_gaussian_mu(remaining, 1e-5)
+    with pytest.raises(
+        UserError, match=r"One Gaussian release of epsilon at most [\d.]+ still fits"
+    ) as refused:
+        ledger.charge("digits", _release(mu * 1.001), "run-2")
+    offered = float(str(refused.value).split("at most ")[1].split(" ")[0])
+    assert remaining * (1 - 1e-5) <= offered <= remaining
+    ledger.charge("digits", _release(mu), "run-2")
+    assert ledger.total("digits").remaining == pytest.approx(0, abs=0.01)
+    with pytest.raises(UserError, match=r"still fits|Nothing more fits"):
+        ledger.charge("digits", _release(0.1), "run-3")
+
+
+def test_the_renyi_order_is_the_best_for_one_gaussian() -> None:
+    for epsilon in (0.01, 1.0, 10.0):
+        cap = make_cap(epsilon, 1e-5, "renyi")
+        assert cap.order is not None
+        chosen = rdp_budget(epsilon, 1e-5, cap.order) / cap.order
+        others = [rdp_budget(epsilon, 1e-5, 1 + x) / (1 + x) for x in np.geomspace(0.01, 1e6, 2000)]
+        assert max(others) * 0.97 <= chosen <= max(others) * (1 + 1e-3)
+    with pytest.raises(UserError, match="No RDP of any order certifies"):
+        make_cap(1e-9, 1e-12, "renyi")
+
+
+def test_a_cap_is_lowered_freely_and_raised_or_lifted_by_name_only(ledger: Ledger) -> None:
+    assert ledger.set_cap("digits", 3.0).cap == Cap(3.0)
+    assert ledger.set_cap("digits", 2.0).cap == Cap(2.0)
+    for epsilon in (2.5, None):
+        with pytest.raises(UserError, match=r"digits is epsilon 2 .*asked for with --raise"):
+            ledger.set_cap("digits", epsilon)
+    assert ledger.set_cap("digits", 2.0).cap == Cap(2.0)
+    ledger.set_cap("digits", 2.5, raise_=True)
+    ledger.set_cap("digits", None, raise_=True)
+    assert ledger.datasets()[0].cap is None and ledger.total("digits").remaining is None
+    changes = [(entry.cap, entry.raised) for entry in ledger.cap_changes("digits")]
+    assert changes == [(Cap(3.0), False), (Cap(2.0), False), (Cap(2.5), True), (None, True)]
+    assert ledger.verify().entries == 5
+    assert ledger.register("digits", "replace_one", "record", 1e-5).cap is None
+
+
+def test_a_cap_below_what_is_spent_refuses_everything(ledger: Ledger) -> None:
+    ledger.charge("digits", _release(0.5), "run")
+    for filter in ("gaussian", "renyi"):
+        ledger.set_cap("digits", None, raise_=True)
+        ledger.set_cap("digits", 0.1, filter=filter)
+        assert ledger.total("digits").remaining == 0.0
+        with pytest.raises(UserError, match="Nothing more fits"):
+            ledger.charge("digits", _release(1e-4), "run")
+
+
+def test_a_filter_and_a_renyi_order_do_not_change_under_charges(ledger: Ledger) -> None:
+    ledger.set_cap("digits", 8.0)
+    order = ledger.set_cap("digits", 8.0, filter="renyi").cap
+    assert order is not None and ledger.set_cap("digits", 4.0).cap == make_cap(4.0, 1e-5, "renyi")
+    kept = make_cap(4.0, 1e-5, "renyi").order
+    ledger.charge("digits", _release(), "run")
+    assert ledger.set_cap("digits", 1.0).cap == Cap(1.0, "renyi", kept)
+    assert make_cap(1.0, 1e-5, "renyi").order != kept
+    with pytest.raises(UserError, match=r"filter renyi and there are charges.*none --raise"):
+        ledger.set_cap("digits", 1.0, filter="gaussian", raise_=True)
+    ledger.set_cap("digits", None, raise_=True)
+    assert ledger.set_cap("digits", 1.0, filter="gaussian").cap == Cap(1.0)
+
+
+def test_a_gaussian_cap_is_refused_where_it_cannot_count_what_was_charged(ledger: Ledger) -> None:
+    ledger.charge("digits", [_discrete()], "run")
+    with pytest.raises(UserError, match=r"charged for discrete tables.*use --filter renyi"):
+        ledger.set_cap("digits", 3.0)
+    ledger.set_cap("digits", 3.0, filter="renyi")
+    assert [entry.cap is not None for entry in ledger.cap_changes("digits")] == [True]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, math.inf, math.nan])
+def test_a_cap_that_is_no_epsilon_is_refused(ledger: Ledger, epsilon: float) -> None:
+    with pytest.raises(UserError, match="positive finite epsilon"):
+        ledger.set_cap("digits", epsilon)
+    assert ledger.verify().entries == 1
+
+
+def test_checking_a_charge_writes_nothing(ledger: Ledger) -> None:
+    ledger.set_cap("digits", 1.0)
+    ledger.check("digits", "replace_one", _release(0.1))
+    ledger.check("unknown", "replace_one", _release(9.0))
+    with pytest.raises(UserError, match="The budget of data set digits"):
+        ledger.check("digits", "replace_one", _release(9.0))
+    with pytest.raises(UserError, match="relation replace_one, found zero_out"):
+        ledger.check("digits", "zero_out")
+    assert ledger.verify().entries == 2
+
+
+def test_a_ledger_written_before_there_were_filters_is_read(ledger: Ledger) -> None:
+    body = json.dumps(
+        {
+            "cap": 2.0, "delta": 1e-05, "id": "0" * 32, "name": "old", "publishable": True,
+            "relation": "replace_one", "time": "2026-01-01T00:00:00.000+00:00", "unit": "record",
+        },
+        sort_keys=True, separators=(",", ":"),
+    )  # fmt: skip
+    head = ledger.verify().hash
+    digest = hashlib.sha256((head + json.dumps([2, "register", body, None], separators=(",", ":"))).encode())
+    with contextlib.closing(sqlite3.connect(ledger.path)) as connection, connection:
+        row = (2, "register", body, None, head, digest.hexdigest())
+        connection.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", row)
+    assert ledger.total("old").dataset.cap == Cap(2.0, "gaussian", None)
+    ledger.charge("old", _release(), "run")
+    with pytest.raises(UserError, match="The budget of data set old is epsilon 2"):
+        ledger.charge("old", _release(5.0), "run")
+
+
+def test_an_export_pins_everything_before_it(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.charge("digits", _release(), "run ä", "note")
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(rows_to_export(ledger.rows())))
+    rows = rows_from_export(path)
+    assert first_break(rows) is None
+    ledger.charge("digits", _release(), "run")
+    assert ledger.verify(rows) == LedgerHead(ledger.rows()[-1].entry_hash, 3)
+
+    other = Ledger(tmp_path / "other.sqlite")
+    other.register("digits", "replace_one", "record", 1e-5)
+    for count in (0, 2):
+        for _ in range(count):
+            other.charge("digits", _release(), "run ä", "note")
+        with pytest.raises(UserError, match="is not what was exported: entry 1"):
+            other.verify(rows)
+    with contextlib.closing(sqlite3.connect(ledger.path)) as connection, connection:  # a clean cut
+        connection.execute("DROP TRIGGER log_no_delete")
+        connection.execute("DELETE FROM log WHERE seq > 1")
+        connection.execute("UPDATE sqlite_sequence SET seq = 1")
+    ledger.verify()
+    with pytest.raises(UserError, match="was cut: it has 1 entries, the export 2"):
+        ledger.verify(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda e: e["rows"][1].update(release_id="x"), "entry 2 does not follow"),
+        (lambda e: e["rows"].pop(), "other entries than it has"),
+        (lambda e: e.update(format="csv"), "is no export"),
+        (lambda e: e["rows"][0].update(extra=1), "is no export"),
+    ],
+)
+def test_a_changed_export_is_refused(
+    ledger: Ledger, tmp_path: Path, change: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    ledger.charge("digits", _release(), "run")
+    export = rows_to_export(ledger.rows())
+    change(export)
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(export))
+    with pytest.raises(UserError, match=sentence):
+        rows_from_export(path)
+
+
+def test_a_missing_ledger_is_not_made_by_who_only_reads(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "ledger.sqlite"
+    with pytest.raises(UserError, match="There is no privacy ledger at"):
+        Ledger(path, create=False)
+    assert not path.parent.exists()
+    empty = tmp_path / "empty.sqlite"
+    empty.touch()
+    with pytest.raises(UserError, match="is an empty file"):
+        Ledger(empty, create=False)
+    assert empty.stat().st_size == 0
+
+
+def test_a_name_with_a_slip_is_answered_with_the_right_one(ledger: Ledger) -> None:
+    with pytest.raises(UserError, match=r"did you mean digits\?\); registered: digits\."):
+        ledger.total("digist")
+
+
+def _public(kind: type) -> set[str]:
+    return {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
+
+
+def test_every_method_of_a_ledger_is_asked_of_the_head() -> None:
+    assert _public(HeadLedger) == _public(Ledger) and len(_public(Ledger)) > 8
+
+
+def test_a_ledger_on_the_head_answers_like_one_here(ray_session: None, tmp_path: Path) -> None:
+    import ray
+
+    path = tmp_path / "ledger.sqlite"
+    assert type(open_ledger(path)) is Ledger, "this process is on the head node"
+    there, here = HeadLedger(path, ray.get_runtime_context().get_node_id()), Ledger(path)
+    there.register("digits", "replace_one", "record", 1e-5, cap=2.0)
+    there.charge("digits", _release(0.3), "run", release_id="r")
+    there.set_cap("digits", 1.9)
+    assert there.total("digits") == here.total("digits") and here.total("digits").charges == 1
+    assert there.find_charge("r") == here.find_charge("r") != None  # noqa: E711
+    assert there.entries("digits") == here.entries("digits")
+    assert there.cap_changes("digits") == here.cap_changes("digits")
+    assert (there.rows(), there.datasets(), there.verify()) == (here.rows(), here.datasets(), here.verify())
+    assert there.path == path
+    with pytest.raises(UserError, match=r"The budget of data set digits is epsilon 1\.9"):
+        there.charge("digits", _release(5.0), "run")
+    with pytest.raises(UserError, match="relation replace_one, found zero_out"):
+        there.check("digits", "zero_out")
+
+    ray.kill(there._keeper)
+    with pytest.raises(UserError, match=r"was lost during charge .* nothing may be released on it"):
+        there.charge("digits", _release(), "run")
+    assert here.total("digits").charges == 1
+
+
+def test_a_ledger_that_the_head_cannot_open_is_a_sentence(ray_session: None, tmp_path: Path) -> None:
+    import ray
+
+    (tmp_path / "notes.txt").write_text("these are notes, not a ledger\n" * 100)
+    node = ray.get_runtime_context().get_node_id()
+    with pytest.raises(UserError, match="is not a privacy ledger"):
+        HeadLedger(tmp_path / "notes.txt", node)
+    with pytest.raises(UserError, match="cannot be opened on the head node"):
+        HeadLedger(tmp_path / "ledger.sqlite", "0" * len(node))
+
+
+def test_on_another_node_than_the_head_the_head_opens_the_file(tmp_path: Path) -> None:
+    child = _python(
+        """
+        import sys
+        from pathlib import Path
+        import ray
+        from ray.cluster_utils import Cluster
+        from dpsw_ray.cluster.head_ledger import HeadLedger, open_ledger
+        from dpsw_ray.privacy.events import GaussianEvent
+        from dpsw_ray.privacy.ledger import Ledger
+
+        def node():
+            return ray.get_runtime_context().get_node_id()
+
+        def run(path):
+            ledger = open_ledger(path)
+            ledger.register("d", "replace_one", "record", 1e-5)
+            ledger.charge("d", [GaussianEvent("release", {"replace_one": 1.0}, 4.0)], "run")
+            where = ray.get(ledger._keeper.__ray_call__.remote(lambda self: node()))
+            return type(ledger).__name__, where, node()
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1, resources={"elsewhere": 1})
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        head, path = node(), Path(sys.argv[1])
+        kind, keeper, worker = ray.get(ray.remote(run).options(resources={"elsewhere": 1}).remote(path))
+        assert (kind, keeper) == ("HeadLedger", head) and worker != head, (kind, keeper, worker, head)
+        ledger = open_ledger(path)
+        assert type(ledger) is Ledger and ledger.total("d").mu == 0.25
+        ray.shutdown()
+        cluster.shutdown()
+        """,
+        tmp_path / "ledger.sqlite",
+    )
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err

@@ -1,1 +1,1 @@
-"""Attacks on the product itself: what an adversary can measure, against what is promised."""
+"""Attacks on our own mechanisms: lower bounds on what they leak, held against what the accountants claim."""

@@ -1,0 +1,481 @@
+"""Attacks on every mechanism, each on a worst-case pair of synthetic neighbours, with the best score there is.
+
+A likelihood ratio is the most powerful score (Neyman and Pearson 1933); each function names the one it uses. Where
+the product has the mechanism (tables, lattice noise, frames, the discrete sampler), its own code is run; the others
+are simulated as their event states them. What is claimed is never written here: it is the accountants' answer to
+the event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ive
+
+from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.privacy.calibration import calibrate_noise
+from dpsw_ray.privacy.discrete import discrete_gaussian as sample_discrete
+from dpsw_ray.privacy.events import (
+    DiscreteGaussianEvent,
+    DpPcaEvent,
+    DpSgdEvent,
+    GaussianEvent,
+    NoiseKind,
+    NoisyCountEvent,
+    ParallelEvent,
+    SampledGaussianEvent,
+    SequentialEvent,
+    SkellamEvent,
+    SlicedGaussianEvent,
+    SlicedHistogramEvent,
+)
+from dpsw_ray.privacy.noise import lattice_gaussian
+from dpsw_ray.privacy.relations import RELATIONS, Relation
+from dpsw_ray.private.latents import NULL, bounded
+from dpsw_ray.private.mechanism import bound, draw_secret, noise
+from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.slicing.directions import haar_frames
+from dpsw_ray.slicing.grid import BinGrid
+
+__all__ = [
+    "MECHANISMS",
+    "Mechanism",
+    "discrete_gaussian",
+    "dp_pca",
+    "dp_sgd",
+    "gaussian",
+    "histogram_plan",
+    "noisy_count",
+    "parallel",
+    "row_scores",
+    "sampled_gaussian",
+    "sequential",
+    "skellam",
+    "sliced_gaussian",
+    "sliced_histogram",
+    "unit_directions",
+]
+
+N = TypeVar("N", int, float)
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Records = tuple[Array, NDArray[np.int32]]
+
+_NUMBERS = 1 << 21  # drawn at a time, to bound the memory
+_FIXED_COUNT: tuple[Relation, ...] = ("replace_one", "zero_out")
+_SUBSAMPLED: tuple[Relation, ...] = ("zero_out", "add_remove")
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A mechanism that can be audited by its name.
+
+    Attributes:
+        relations: it has a meaning under; the first is the default.
+        attack: from a relation and a noise level, to which all its noise is proportional.
+        runs: of each world, by default.
+    """
+
+    relations: tuple[Relation, ...]
+    attack: Callable[[Relation, float], Attack]
+    runs: int = 100_000
+
+    def calibrated(self, relation: Relation, epsilon: float, delta: float) -> Attack:
+        """The attack at the smallest noise that is charged at most (epsilon, delta)."""
+        level = calibrate_noise(lambda noise: self.attack(relation, noise).events, relation, epsilon, delta)
+        return self.attack(relation, level)
+
+
+def sliced_histogram(plan: ReleasePlan, relation: Relation) -> Attack:
+    """The release itself: `private.mechanism.bound` on real records, its `noise` from a fresh secret in every run.
+
+    Pair: the record with the largest table among many, in one class and in another; against the null record or
+    none under the other relations. Score: matched filter, the likelihood ratio (of lattice noise, but for the
+    rounding). Both worlds of a run see the same noise, which halves the time; the bounds allow it.
+
+    Args:
+        plan: class-conditional, with at least two classes.
+        relation: of the pair.
+    """
+    first, second = (bound(records, plan).ravel() for records in _worst_pair(plan, relation))
+    matched = (second - first).astype(np.float64)
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        null, alternative = np.empty(runs), np.empty(runs)
+        for run in range(runs):
+            # Exact discrete noise has entropy of its own: no seed repeats it.
+            secret = source.key.derive(b"run %d" % run) if plan.noise == "gaussian" else draw_secret(plan)
+            drawn = noise(secret, plan).ravel()
+            null[run], alternative[run] = matched @ (first + drawn), matched @ (second + drawn)
+        return null, alternative
+
+    return Attack("sliced_histogram", (plan.event,), relation, scores)
+
+
+def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian") -> ReleasePlan:
+    """A small release of two classes, so that runs are cheap; the noise is `level` times the sensitivity."""
+    grid, directions = BinGrid(8, 0.5), haar_frames(2, 2, seed=0)
+    noiseless = SlicedHistogramEvent(len(directions), grid.row_norm_sq, 0.0)
+    return ReleasePlan(
+        release_id="audit",
+        directions=directions,
+        grid=grid,
+        table=grid.table,
+        classes=2,
+        class_conditional=True,
+        noise_std=math.sqrt(noiseless.sensitivity_sq(relation)) * level,
+        noise=kind,
+    )
+
+
+def _worst_pair(plan: ReleasePlan, relation: Relation) -> tuple[list[Records], list[Records]]:
+    dim = plan.directions.shape[1]
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((2000, dim))
+    points *= rng.uniform(0.2, 1, (2000, 1)) / np.linalg.norm(points, axis=1, keepdims=True)
+    points, _ = bounded(
+        np.concatenate([points, np.eye(dim), -np.eye(dim)]), np.zeros(len(points) + 2 * dim, np.int32)
+    )
+
+    def one(point: Array, label: int) -> Records:
+        return point[None], np.array([label], np.int32)
+
+    tables = (bound([one(point, 0)], plan).astype(np.float64) for point in points)
+    largest = points[int(np.argmax([np.vdot(table, table) for table in tables]))]
+    others = (points[:5], np.zeros(5, np.int32))
+    target = [others, one(largest, 0)]
+    match relation:
+        case "replace_one":
+            return target, [others, one(largest, plan.classes - 1)]
+        case "zero_out":
+            return [others, one(largest, NULL)], target
+        case "add_remove":
+            return [others], target
+
+
+def gaussian(event: GaussianEvent, relation: Relation) -> Attack:
+    """A vector of four integers with lattice noise. Score: likelihood ratio, but for the rounding.
+
+    Pair: vectors as far apart as the sensitivity under `relation` allows.
+    """
+    step = round(event.sensitivity[relation] / 2)  # in each coordinate
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        drawn = lattice_gaussian(source.key, event.noise_std, 0, 8 * runs).reshape(2, runs, 4)
+        return drawn[0].sum(axis=1) * 1.0, (drawn[1] + step).sum(axis=1) * 1.0
+
+    return Attack("gaussian", (event,), relation, scores)
+
+
+def noisy_count(event: NoisyCountEvent, relation: Relation) -> Attack:
+    """A count of 7 or 8 records with Gaussian noise. Score: the count, as good as the likelihood ratio."""
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        counts = source.rng.normal([[7.0], [8.0]], event.noise_std, (2, runs))
+        return counts[0], counts[1]
+
+    return Attack("noisy_count", (event,), relation, scores)
+
+
+def sliced_gaussian(event: SlicedGaussianEvent, relation: Relation) -> Attack:
+    """One row of noisy projections, the directions shown. Score: likelihood ratio given the directions.
+
+    Pair: the ends of a diameter, or zero and the end of a radius. The other rows are equal in both worlds and say
+    nothing. Haar frames come from a public seed, once; iid directions are drawn anew in every run, after the
+    records.
+    """
+    end = np.zeros(event.dim)
+    end[0] = event.radius
+    start = -end if relation == "replace_one" else 0 * end
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        parts = []
+        for count in _portions(runs, event.directions * event.dim):
+            if event.law == "iid":
+                directions = unit_directions(source.rng, count, event.directions, event.dim)
+            else:
+                directions = haar_frames(event.directions // event.dim, event.dim, seed=0)[None]
+            parts.append(row_scores(directions, start, end, event.noise_std, count, source.rng))
+        return _joined(parts)
+
+    return Attack(f"sliced_gaussian_{event.law}", (event,), relation, scores)
+
+
+def unit_directions(rng: np.random.Generator, runs: int, count: int, dim: int) -> Array:
+    """Independent uniform unit vectors: array of size [runs, count, dim]."""
+    draws = rng.standard_normal((runs, count, dim))
+    return np.asarray(draws / np.linalg.norm(draws, axis=2, keepdims=True))
+
+
+def row_scores(
+    directions: Array, start: Array, end: Array, noise_std: float, runs: int, rng: np.random.Generator
+) -> Scores:
+    """Log-likelihood ratios of rows `x Theta^T + V` of the records `start` and `end`, given the directions.
+
+    Args:
+        directions: array of size [runs or 1, K, d].
+        start: the first world's record, array of size [d].
+        end: the second world's, array of size [d].
+        noise_std: of every entry of V.
+        runs: of each world.
+        rng: for V.
+    """
+    rows = [directions @ x + rng.normal(0, noise_std, (runs, directions.shape[1])) for x in (start, end)]
+    change, middle = directions @ (end - start), directions @ (end + start) / 2
+    null, alternative = (((row - middle) * change).sum(axis=1) / noise_std**2 for row in rows)
+    return null, alternative
+
+
+def sampled_gaussian(event: SampledGaussianEvent, relation: Relation) -> Attack:
+    """Poisson-sampled sums under secret masks. Score: likelihood ratio of the mixture, added over the steps.
+
+    Pair: one record of the largest norm, or none (the null record adds zero: the same sums).
+    """
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        parts = []
+        for count in _portions(runs, 3 * event.steps):
+            drawn = source.rng.normal(0, event.noise_std, (2, count, event.steps))
+            mask = source.rng.random((count, event.steps)) < event.sampling
+            sums = drawn[0], drawn[1] + mask * event.sensitivity
+            null, alternative = (
+                _mixture_ratio(x, event.sampling, event.sensitivity, event.noise_std).sum(axis=1)
+                for x in sums
+            )
+            parts.append((null, alternative))
+        return _joined(parts)
+
+    return Attack("sampled_gaussian", (event,), relation, scores)
+
+
+def dp_sgd(event: DpSgdEvent, relation: Relation) -> Attack:
+    """Clipped, sampled, noised gradient steps of a small linear regression, every iterate shown.
+
+    Pair: with and without a canary whose gradient, before clipping, is huge and always along the last coordinate,
+    where the other records have none (the white-box canaries of Nasr et al. 2023). Score: likelihood ratio of
+    the mixture in the steps of that coordinate.
+    """
+    features = np.array([[1.0, 0.5, 0.0], [-0.3, 2.0, 0.0], [0.7, -0.4, 0.0]])
+    targets = np.array([1.0, -1.0, 0.5])
+    canary, rate = np.array([0.0, 0.0, 1e3]), 0.1
+
+    def world(present: bool, runs: int, rng: np.random.Generator) -> Array:
+        weights, score = np.zeros((runs, 3)), np.zeros(runs)
+        for _ in range(event.steps):
+            gradients = (weights @ features.T - targets)[:, :, None] * features
+            if present:
+                gradients = np.concatenate([gradients, np.broadcast_to(canary, (runs, 1, 3))], axis=1)
+            norms = np.linalg.norm(gradients, axis=2, keepdims=True)
+            clipped = gradients / np.maximum(norms, 1.0)
+            mask = rng.random(clipped.shape[:2]) < event.sampling
+            total = np.einsum("rnd,rn->rd", clipped, mask) + rng.normal(0, event.noise_multiplier, (runs, 3))
+            moved = weights - rate * total
+            shown = (weights - moved)[:, 2] / rate
+            score += _mixture_ratio(shown, event.sampling, 1.0, event.noise_multiplier)
+            weights = moved
+        return score
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        return _joined([
+            (world(False, count, source.rng), world(True, count, source.rng)) for count in _portions(runs, 40)
+        ])  # fmt: skip
+
+    return Attack("dp_sgd", (event,), relation, scores)
+
+
+def dp_pca(event: DpPcaEvent, relation: Relation) -> Attack:
+    """The noisy upper triangle of sum x x^T, off-diagonal entries times sqrt(2). Score: likelihood ratio.
+
+    Pair: records of the largest norm at right angles, between the axes; or one and the null record.
+    """
+    across = np.array([1.0, 1.0, 0.0]) * event.radius / math.sqrt(2)
+    end = np.array([1.0, -1.0, 0.0]) * event.radius / math.sqrt(2)
+    start = across if relation == "replace_one" else 0 * across
+    rows, columns = np.triu_indices(3)
+    first, second = (
+        np.outer(x, x)[rows, columns] * np.where(rows == columns, 1.0, math.sqrt(2)) for x in (start, end)
+    )
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        drawn = source.rng.normal(0, event.noise_std, (2, runs, len(rows)))
+        return (first + drawn[0]) @ (second - first), (second + drawn[1]) @ (second - first)
+
+    return Attack("dp_pca", (event,), relation, scores)
+
+
+def discrete_gaussian(event: DiscreteGaussianEvent, relation: Relation) -> Attack:
+    """Integer tables under the exact discrete sampler. Score: likelihood ratio (linear, as the Gaussian's).
+
+    The sampler is slow, so both worlds of a run see the same noise.
+    """
+    first, second = _integer_pair(relation)
+    change = (second - first).astype(np.float64)
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        drawn = sample_discrete(event.noise_std, runs * len(first)).reshape(runs, -1)
+        return (first + drawn) @ change, (second + drawn) @ change
+
+    return Attack("discrete_gaussian", (event,), relation, scores)
+
+
+def skellam(event: SkellamEvent, relation: Relation) -> Attack:
+    """Integer tables with Skellam noise. Score: exact likelihood ratio.
+
+    P(k) = exp(-v) I_|k|(v) for the difference of two Poisson numbers of mean v / 2 (Skellam 1946).
+    """
+    first, second = _integer_pair(relation)
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        poisson = source.rng.poisson(event.variance / 2, (2, 2, runs, len(first)))
+        drawn = poisson[0] - poisson[1]
+        shown = first + drawn[0], second + drawn[1]
+        reach = int(max(np.abs(x).max() for x in shown)) + int(second.max())
+        log_mass = np.log(ive(np.arange(reach + 1), event.variance))
+        null, alternative = (
+            (log_mass[np.abs(x - second)] - log_mass[np.abs(x - first)]).sum(axis=1) for x in shown
+        )
+        return null, alternative
+
+    return Attack("skellam", (event,), relation, scores)
+
+
+def _integer_pair(relation: Relation) -> tuple[Integers, Integers]:
+    """One record of 16 in the first of two cells, against one in the second or none."""
+    table = np.array([16, 0])
+    return (table[::-1] if relation == "replace_one" else 0 * table), table
+
+
+def sequential(event: SequentialEvent, relation: Relation) -> Attack:
+    """Several rounds of a Gaussian vector and a noisy count, asked adaptively. Score: likelihood ratios, added.
+
+    The vector's sign in each round is chosen by the noisy count of the round before.
+
+    Args:
+        event: of parts (`GaussianEvent`, `NoisyCountEvent`).
+        relation: of the pair.
+    """
+    vector, count = event.parts
+    assert isinstance(vector, GaussianEvent) and isinstance(count, NoisyCountEvent)
+    step = vector.sensitivity[relation]
+
+    def world(present: float, runs: int, rng: np.random.Generator) -> Array:
+        score, sign = np.zeros(runs), np.ones(runs)
+        for _ in range(event.times):
+            shown = present * sign * step + rng.normal(0, vector.noise_std, runs)
+            counted = present + rng.normal(0, count.noise_std, runs)
+            score += (sign * shown * step - step**2 / 2) / vector.noise_std**2
+            score += (counted - 0.5) / count.noise_std**2
+            sign = np.where(counted > 0.5, 1.0, -1.0)
+        return score
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        return world(0.0, runs, source.rng), world(1.0, runs, source.rng)
+
+    return Attack("sequential", (event,), relation, scores)
+
+
+def parallel(event: ParallelEvent, relation: Relation) -> Attack:
+    """Sums of two disjoint parts, the part chosen by the record's own value. Score: likelihood ratio.
+
+    Pair: the replaced record leaves the first part and enters the second; under the other relations it is in the
+    first part or in none.
+
+    Args:
+        event: of parts (`GaussianEvent`, `GaussianEvent`), both of sensitivity 1 for one record more.
+        relation: of the pair.
+    """
+    stds = np.array([part.noise_std for part in event.parts if isinstance(part, GaussianEvent)])
+    first = np.array([1.0, 0.0])
+    second = np.array([0.0, 1.0]) if relation == "replace_one" else np.zeros(2)
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        drawn = source.rng.normal(0, 1, (2, runs, 2)) * stds
+        change = (second - first) / stds**2
+        return (first + drawn[0]) @ change, (second + drawn[1]) @ change
+
+    return Attack("parallel", (event,), relation, scores)
+
+
+def _mixture_ratio(shown: Array, sampling: float, shift: float, noise_std: float) -> Array:
+    """Log of ((1 - q) N(0, s^2) + q N(shift, s^2)) over N(0, s^2), at what was shown."""
+    exponent = (2 * shown - shift) * shift / (2 * noise_std**2)
+    return np.asarray(np.logaddexp(np.log1p(-sampling), math.log(sampling) + exponent))
+
+
+def _portions(runs: int, numbers: int) -> Iterator[int]:
+    """Splits `runs`, each of so many numbers, into portions that fit the memory."""
+    size = max(_NUMBERS // numbers, 1)
+    for start in range(0, runs, size):
+        yield min(size, runs - start)
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    nulls, alternatives = zip(*parts, strict=True)
+    return np.concatenate(nulls), np.concatenate(alternatives)
+
+
+def _discrete_histogram_at(relation: Relation, level: float) -> Attack:
+    attack = sliced_histogram(histogram_plan(relation, level, "discrete_gaussian"), relation)
+    return replace(attack, name="sliced_histogram_discrete")
+
+
+def _gaussian_at(relation: Relation, level: float) -> Attack:
+    sensitivity = _by_relation(2.0**17, 2.0**18)
+    return gaussian(GaussianEvent("vector", sensitivity, sensitivity[relation] * level), relation)
+
+
+def _rows_at(law: Literal["haar", "iid"]) -> Callable[[Relation, float], Attack]:
+    return lambda relation, level: sliced_gaussian(SlicedGaussianEvent(12, 4, level, law=law), relation)
+
+
+def _discrete_at(relation: Relation, level: float) -> Attack:
+    squared = _by_relation(256, 512)
+    event = DiscreteGaussianEvent("integer table", squared, math.sqrt(squared[relation]) * level)
+    return discrete_gaussian(event, relation)
+
+
+def _skellam_at(relation: Relation, level: float) -> Attack:
+    squared = _by_relation(256, 512)
+    event = SkellamEvent("integer table", squared, _by_relation(16, 32), squared[relation] * level**2)
+    return skellam(event, relation)
+
+
+def _sequential_at(relation: Relation, level: float) -> Attack:
+    sensitivity = _by_relation(1.0, 2.0)
+    vector = GaussianEvent("vector", sensitivity, sensitivity[relation] * level)
+    return sequential(SequentialEvent((vector, NoisyCountEvent(level)), times=3), relation)
+
+
+def _parallel_at(relation: Relation, level: float) -> Attack:
+    part = GaussianEvent("sum", _by_relation(1.0, 1.0), level)
+    return parallel(ParallelEvent((part, part), "by_value"), relation)
+
+
+def _by_relation(record: N, replaced: N) -> dict[Relation, N]:
+    return {relation: replaced if relation == "replace_one" else record for relation in RELATIONS}
+
+
+MECHANISMS: dict[str, Mechanism] = {
+    "sliced_histogram": Mechanism(RELATIONS, lambda r, level: sliced_histogram(histogram_plan(r, level), r)),
+    "sliced_histogram_discrete": Mechanism(RELATIONS, _discrete_histogram_at, runs=10_000),
+    "gaussian": Mechanism(RELATIONS, _gaussian_at),
+    "noisy_count": Mechanism(RELATIONS, lambda r, level: noisy_count(NoisyCountEvent(level), r)),
+    "sliced_gaussian_haar": Mechanism(_FIXED_COUNT, _rows_at("haar")),
+    "sliced_gaussian_iid": Mechanism(_FIXED_COUNT, _rows_at("iid")),
+    "sampled_gaussian": Mechanism(
+        _SUBSAMPLED, lambda r, level: sampled_gaussian(SampledGaussianEvent(0.25, 1.0, level, steps=8), r)
+    ),
+    "dp_sgd": Mechanism(_SUBSAMPLED, lambda r, level: dp_sgd(DpSgdEvent(0.1, level, 20), r)),
+    "dp_pca": Mechanism(RELATIONS, lambda r, level: dp_pca(DpPcaEvent(level), r)),
+    "skellam": Mechanism(RELATIONS, _skellam_at),
+    "discrete_gaussian": Mechanism(RELATIONS, _discrete_at, runs=50_000),
+    "sequential": Mechanism(RELATIONS, _sequential_at),
+    "parallel": Mechanism(RELATIONS, _parallel_at),
+}
+"""By name on the command line."""

@@ -1,0 +1,189 @@
+"""Canaries for a whole pipeline: encoder, encoding, sums, masks, noise, ledger, as a run uses them.
+
+Two copies of the data set, in a scratch folder that is deleted afterwards, differ in m records: synthetic canaries
+of one kind in the first, of another kind (or none) in the second. Each is encoded by the real shards, and released
+many times by the real protocol, with fresh ids and keys, charged to a scratch ledger. The attack is a matched
+filter with the difference of the canaries' tables. The claim is that of the event with m times its sensitivity
+(group privacy: neighbours of neighbours, by the triangle inequality), and what the attack proves is divided by m.
+
+What comes out depends on the canaries and on the noise alone: the other records add the same constant to every
+score, which cancels out of the rates, and no threshold is shown. The user's ledger is neither read nor charged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.audit.bounds import Claim, lower_bound
+from dpsw_ray.audit.canaries import canary_pair
+from dpsw_ray.audit.result import AuditResult
+from dpsw_ray.audit.worlds import plant
+from dpsw_ray.cluster import LocalCluster, WorkerGroup
+from dpsw_ray.config import RunConfig
+from dpsw_ray.data import Dataset, open_dataset
+from dpsw_ray.data.records import Part
+from dpsw_ray.errors import UserError
+from dpsw_ray.plan import make_plan
+from dpsw_ray.privacy.accountants import bound
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.protocol import release_once
+from dpsw_ray.progress import Progress, Task
+from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.run import _fit_encoder, _open_data, _spawn_shards
+
+__all__ = ["RUNS", "audit_pipeline"]
+
+RUNS = 300
+"""Releases of each world, by default."""
+
+_GROUP_MU = 3.0  # what the group's canaries should cost: enough to be seen in few runs
+_ACCOUNT = "audit"
+_LEDGER_LENGTH = 50  # releases; every charge reads the whole chain before it
+
+
+def audit_pipeline(
+    config: RunConfig,
+    *,
+    confidence: float,
+    runs: int = RUNS,
+    canaries: int | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """Attacks the releases that a config makes.
+
+    Args:
+        config: the run; its data set and encoder are used where they are stored, otherwise made.
+        confidence: of the bound.
+        runs: releases of each world.
+        canaries: m; default: as many as make m * mu about 3.
+        progress: where to report.
+
+    Raises:
+        UserError: nothing is promised (epsilon infinite), or anything a run would refuse.
+    """
+    if config.privacy.epsilon == math.inf:
+        raise UserError(
+            "privacy.epsilon is .inf: such a run promises nothing, so there is no claim to audit."
+        )
+    progress = progress or Progress()
+    with _scratch() as scratch:
+        private = _in(config, scratch)
+        relation = config.privacy.relation
+        data = open_dataset(config.data, config.home, relation) or _divide(config, private, progress)
+        encoder = _fit_encoder(config, data, scratch / "encoder", progress)
+        plan = make_plan(private, encoder.latent_dim, len(data.info.classes), "audit")
+        group = canaries or max(1, math.ceil(_GROUP_MU * plan.noise_std / _sensitivity(plan, private)))
+        first, second, difference = canary_pair(encoder, plan, relation, group)
+        apart = float(np.linalg.norm(difference)) / (group * _sensitivity(plan, private))
+        progress.say(
+            f"{group} canaries, {100 * apart:.0f} % as far apart as the sensitivity allows; {runs} releases with and "
+            "as many without, charged to a scratch ledger"
+        )
+        replaced = 0 if relation == "add_remove" else group
+        start = time.perf_counter()
+        with progress.task("Releasing", 2 * runs) as task:
+            null, alternative = (
+                _scores(private, data, scratch / name, part, replaced, plan, difference, runs, task)
+                for name, part in (("null", first), ("alternative", second))
+            )
+        seconds = time.perf_counter() - start
+    grown = dataclasses.replace(plan.event, row_norm_sq=plan.event.row_norm_sq * group**2)
+    claim = Claim((grown,), relation)
+    return AuditResult(
+        name=config.name,
+        events=(plan.event,),
+        relation=relation,
+        delta=config.privacy.delta,
+        claim=claim,
+        found=lower_bound(null, alternative, claim, confidence),
+        group=group,
+        epsilon=bound([plan.event], relation, config.privacy.delta).epsilon.upper,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="dpsw-audit-"))  # mode 0700
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _in(config: RunConfig, scratch: Path) -> RunConfig:
+    """The same run in a scratch home, in this process, its noise from fresh keys."""
+    return config.model_copy(
+        update={
+            "paths": config.paths.model_copy(
+                update={"home": scratch / "home", "ledger": scratch / "unused.sqlite"}
+            ),
+            "privacy": config.privacy.model_copy(update={"noise_seed": None}),
+            "cluster": config.cluster.model_copy(update={"executor": "local"}),
+        }
+    )
+
+
+def _divide(config: RunConfig, private: RunConfig, progress: Progress) -> Dataset:
+    """Divides the data set in the scratch home, from what the user has fetched already."""
+    private.home.mkdir(mode=0o700)
+    fetched = config.home / "downloads"
+    if fetched.is_dir():
+        (private.home / "downloads").symlink_to(fetched, target_is_directory=True)
+    return _open_data(private, LocalCluster(1), progress)
+
+
+def _sensitivity(plan: ReleasePlan, config: RunConfig) -> float:
+    return math.sqrt(plan.event.sensitivity_sq(config.privacy.relation))
+
+
+def _scores(
+    config: RunConfig,
+    data: Dataset,
+    folder: Path,
+    canaries: Part,
+    replaced: int,
+    plan: ReleasePlan,
+    difference: NDArray[np.float64],
+    runs: int,
+    task: Task,
+) -> NDArray[np.float64]:
+    """One world, encoded once and released `runs` times."""
+    world = plant(data.private_dir, folder, canaries, replaced)
+    shards = _spawn_shards(config, LocalCluster(config.cluster.actors), world, folder.parent / "encoder")
+    shards.call("encode")
+    scores = np.empty(runs)
+    for run in range(runs):
+        if run % _LEDGER_LENGTH == 0:
+            ledger = Ledger(folder / f"ledger-{run}.sqlite")
+            ledger.register(
+                _ACCOUNT, config.privacy.relation, config.privacy.unit, config.privacy.delta, False
+            )
+        scores[run] = difference @ _release(shards, plan, folder / "release", ledger).ravel()
+        task.advance(1)
+    return scores
+
+
+def _release(shards: WorkerGroup, plan: ReleasePlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
+    release = release_once(
+        shards,
+        lambda release_id: dataclasses.replace(plan, release_id=release_id),
+        folder,
+        ledger=ledger,
+        account=_ACCOUNT,
+        run_id=_ACCOUNT,
+        noise_seed=None,
+        manifest=lambda made: {"release_id": made.release_id, "publishable": False},
+    )
+    shutil.rmtree(folder)
+    return release.counts

@@ -1,0 +1,235 @@
+"""Broken twins: mechanisms that look right and are not, each caught by an audit or by a check that forbids it.
+
+Every twin is judged by the claim of the intact mechanism, with as many runs as the intact one, which passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import small
+
+from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.audit.bounds import shared_confidence
+from dpsw_ray.audit.mechanisms import (
+    discrete_gaussian,
+    dp_sgd,
+    gaussian,
+    histogram_plan,
+    row_scores,
+    sampled_gaussian,
+    sliced_gaussian,
+    sliced_histogram,
+    unit_directions,
+)
+from dpsw_ray.audit.pipeline import audit_pipeline
+from dpsw_ray.audit.result import AuditResult, audit
+from dpsw_ray.config import RunConfig
+from dpsw_ray.data import import_dataset, open_dataset
+from dpsw_ray.data.parts import write_part
+from dpsw_ray.data.split import record_digests
+from dpsw_ray.errors import PrivateSideError
+from dpsw_ray.privacy.events import (
+    DiscreteGaussianEvent,
+    DpSgdEvent,
+    GaussianEvent,
+    SampledGaussianEvent,
+    SlicedGaussianEvent,
+    SlicedHistogramEvent,
+)
+from dpsw_ray.privacy.noise import lattice_gaussian
+from dpsw_ray.private.latents import BALL
+from dpsw_ray.private.mechanism import bound
+from dpsw_ray.private.records import open_private_records
+from dpsw_ray.progress import Progress
+from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.run import run
+from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
+from dpsw_ray.slicing.grid import BinGrid
+
+CONFIDENCE = shared_confidence(1 - 1e-6, 20)
+
+
+def judged(attack: Attack, honest: Attack, runs: int = 10_000) -> AuditResult:
+    """The attack, held against what the honest mechanism is charged."""
+    claimed = dataclasses.replace(attack, events=honest.events, relation=honest.relation)
+    return audit(claimed, runs, CONFIDENCE, 1e-5, seed=1)
+
+
+def assert_caught(broken: Attack, honest: Attack, runs: int = 10_000) -> None:
+    assert judged(broken, honest, runs).refuted
+    assert not judged(honest, honest, runs).refuted
+
+
+def test_half_the_noise_of_the_release_itself() -> None:
+    plan = histogram_plan("replace_one", 1.0)
+    halved = dataclasses.replace(plan, noise_std=plan.noise_std / 2)
+    assert_caught(sliced_histogram(halved, "replace_one"), sliced_histogram(plan, "replace_one"))
+
+
+def test_half_the_noise_of_an_exact_discrete_sampler() -> None:
+    honest, halved = (
+        discrete_gaussian(DiscreteGaussianEvent("table", {"zero_out": 256}, std), "zero_out")
+        for std in (16.0, 8.0)
+    )
+    assert_caught(halved, honest, runs=30_000)
+
+
+def test_half_the_noise_of_a_training_run() -> None:
+    honest, halved = (dp_sgd(DpSgdEvent(0.2, std, 10), "zero_out") for std in (1.0, 0.5))
+    assert_caught(halved, honest)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_noise_drawn_anew_in_every_step_and_charged_once(steps: int) -> None:
+    honest = sliced_histogram(histogram_plan("replace_one", 1.0), "replace_one")
+
+    def averaged(runs: int, source: Randomness) -> Scores:
+        drawn = [
+            honest.scores(runs, dataclasses.replace(source, key=source.key.derive(b"step %d" % step)))
+            for step in range(steps)
+        ]
+        return sum(null for null, _ in drawn), sum(alternative for _, alternative in drawn)  # type: ignore[return-value]
+
+    assert_caught(dataclasses.replace(honest, scores=averaged), honest, runs=6000)
+
+
+def test_a_sensitivity_off_by_sqrt_2() -> None:
+    """A record replaced, charged as a record removed."""
+    plan = histogram_plan("zero_out", 1.0)
+    assert_caught(sliced_histogram(plan, "replace_one"), sliced_histogram(plan, "zero_out"))
+
+
+def test_a_sensitivity_off_by_sqrt_2_is_caught_at_epsilon_1() -> None:
+    event = GaussianEvent(
+        "vector", {"zero_out": 2.0**17, "replace_one": 2.0**17 * np.sqrt(2)}, 2.0**17 / 0.268
+    )
+    assert_caught(gaussian(event, "replace_one"), gaussian(event, "zero_out"), runs=100_000)
+
+
+def edge_plan(level: float) -> ReleasePlan:
+    """One dimension: a record at the end of the ball is at the edge of every direction."""
+    grid, directions = BinGrid(16, 1.0), haar_frames(4, 1, seed=0)
+    noiseless = SlicedHistogramEvent(len(directions), grid.row_norm_sq, 0.0)
+    std = level * noiseless.sensitivity_sq("add_remove") ** 0.5
+    return ReleasePlan("twin", directions, grid, grid.table, 1, False, std)
+
+
+def test_tails_clamped_into_the_edge_bins_at_the_interiors_sensitivity() -> None:
+    plan = edge_plan(1.0)
+    margin = plan.grid.margin
+    at_edge = round_to_lattice(np.array([[BALL - 1e-7]]))
+    table = bound([(at_edge, np.zeros(1, np.int32))], plan)
+    clamped = table[:, :, margin:-margin].copy()
+    clamped[:, :, 0] += table[:, :, :margin].sum(axis=2)
+    clamped[:, :, -1] += table[:, :, -margin:].sum(axis=2)
+
+    def attack(record: np.ndarray) -> Attack:
+        matched = record.ravel().astype(np.float64)
+
+        def scores(runs: int, source: Randomness) -> Scores:
+            drawn = lattice_gaussian(source.key, plan.noise_std, 0, 2 * runs * matched.size).reshape(
+                2, runs, -1
+            )
+            return drawn[0] @ matched, (drawn[1] + matched) @ matched
+
+        return Attack("edge", (plan.event,), "add_remove", scores)
+
+    assert_caught(attack(clamped), attack(table))
+
+
+def test_the_plan_charges_the_table_in_use_whatever_it_is() -> None:
+    """A table whose rows are heaped up as at an edge costs more by itself; only a forged event hides it."""
+    plan = edge_plan(1.0)
+    heaped = plan.table.copy()
+    centre = plan.grid.margin
+    heaped[:, centre] += heaped[:, :centre].sum(axis=1)
+    heaped[:, :centre] = 0
+    clamped = dataclasses.replace(plan, table=heaped)
+    assert clamped.event.row_norm_sq == (heaped**2).sum(axis=1).max() > 2 * plan.event.row_norm_sq
+    twin = sliced_histogram(clamped, "add_remove")
+    assert not judged(twin, twin, 10_000).refuted
+    assert_caught(twin, sliced_histogram(plan, "add_remove"), runs=10_000)
+
+
+def test_a_public_sampling_mask_with_amplification_claimed() -> None:
+    event = SampledGaussianEvent(0.2, 1.0, 0.8, steps=4)
+    honest = sampled_gaussian(event, "zero_out")
+
+    def seeing(runs: int, source: Randomness) -> Scores:
+        drawn = source.rng.normal(0, event.noise_std, (2, runs, event.steps))
+        masks = source.rng.random((2, runs, event.steps)) < event.sampling
+        drawn[1] += masks[1]
+        null, alternative = ((mask * (2 * x - 1)).sum(axis=1) for mask, x in zip(masks, drawn, strict=True))
+        return null, alternative
+
+    assert_caught(dataclasses.replace(honest, scores=seeing), honest)
+
+
+def test_a_public_seed_for_iid_directions() -> None:
+    """Who knows the directions beforehand puts the record where they are densest."""
+    event = SlicedGaussianEvent(16, 8, 2.0, law="iid")
+    honest = sliced_gaussian(event, "zero_out")
+    known = unit_directions(np.random.default_rng(5), 1, event.directions, event.dim)
+    densest = np.linalg.svd(known[0])[2][0]
+    assert np.linalg.norm(known[0] @ densest) > 1.3 * np.sqrt(event.directions / event.dim)
+
+    def placed(runs: int, source: Randomness) -> Scores:
+        return row_scores(known, 0 * densest, densest, event.noise_std, runs, source.rng)
+
+    assert_caught(dataclasses.replace(honest, scores=placed), honest, runs=40_000)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    home = tmp_path_factory.mktemp("twins")
+    return small("cluster.executor=local", f"paths.home={home}", "privacy.epsilon=5")
+
+
+@pytest.mark.parametrize("attempt", ["run", "audit"])
+def test_an_overlapping_split_is_refused_before_anything_is_released(
+    tmp_path: Path, attempt: str, config: RunConfig
+) -> None:
+    """The twin: a public record among the private ones, its digest too, as a second random split would leave it."""
+    config = small("cluster.executor=local", f"paths.home={tmp_path}")
+    import_dataset(config.data, tmp_path, "replace_one")
+    data = open_dataset(config.data, tmp_path, "replace_one")
+    assert data is not None
+    private = open_private_records(data.private_dir)
+    values, labels = private.values.copy(), private.labels.copy()
+    values[0] = data.public().values[0]
+    schema = data.info.schema
+    write_part(
+        data.private_dir, values.reshape(len(values), -1), labels, record_digests(values, schema), mode=0o600
+    )
+    attempts: dict[str, Callable[[], object]] = {
+        "run": lambda: run(config, tmp_path / "run", Progress(quiet=True)),
+        "audit": lambda: audit_pipeline(config, confidence=0.999, runs=20, progress=Progress(quiet=True)),
+    }
+    with pytest.raises(PrivateSideError, match="records in common with the public or test part"):
+        attempts[attempt]()
+    assert not (tmp_path / "run" / "release" / "manifest.json").exists()
+
+
+def test_a_pipeline_that_adds_a_hundredth_of_its_noise(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: plans that are charged for a hundred times the noise the shards add."""
+
+    def found() -> AuditResult:
+        return audit_pipeline(config, confidence=0.9999, runs=40, canaries=10, progress=Progress(quiet=True))
+
+    assert not found().refuted
+    event = ReleasePlan.event.fget
+    assert event is not None
+    monkeypatch.setattr(
+        ReleasePlan,
+        "event",
+        property(lambda plan: dataclasses.replace(event(plan), noise_std=100 * plan.noise_std)),
+    )
+    caught = found()
+    assert caught.refuted and caught.mu_lower > 2 * caught.claimed_mu
