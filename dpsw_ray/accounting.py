@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _KEYS = ("relation", "delta", "events")
-_CURVE = np.geomspace(1e-10, 1e-2, 25)
+_CURVE = np.geomspace(1e-10, 1e-2, 17)
 
 
 @dataclass(frozen=True)

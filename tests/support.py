@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpsw_ray import cli
 from dpsw_ray.cluster import Cluster, WorkerGroup
 from dpsw_ray.config import RunConfig, load_config
 
@@ -27,6 +31,21 @@ def small(*overrides: str) -> RunConfig:
     ]
     ledgers = [f"paths.ledger={home}/ledger.sqlite" for home in homes]
     return load_config("digits", (*SMALL, *ledgers, *overrides))
+
+
+def run_dpsw(*args: object) -> tuple[int, str, str]:
+    """The command line in this process: exit code, standard output, standard error."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["dpsw", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
 
 
 class RecordingGroup:
