@@ -22,6 +22,7 @@ from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.plan import ledger_account
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.statement import RunFacts, state
 from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.samples import write_particles, write_samples
@@ -80,14 +81,24 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
     records, labels = results.samples
     schema, names = results.encoder.schema, list(release.manifest["class_names"])
     total = ledger.total(ledger_account(config))
+    facts = RunFacts(
+        dataset=config.data.account,
+        reproducible_noise=config.privacy.noise_seed is not None,
+        research=config.privacy.research,
+        ledger=total.dataset.name,
+        total_epsilon=total.epsilon.upper,
+        charges=total.charges,
+    )
     privacy = {
         **release.manifest["privacy"],
         "publishable": release.publishable,
         "warnings": _warnings(config),
+        "statement": state(release.manifest["privacy"], facts).to_dict(),
         "ledger": {
             "name": total.dataset.name,
             "total_epsilon": total.epsilon.upper,
             "charges": total.charges,
+            "accountant": total.accountant,
             "entry": release.manifest["ledger"]["entry"],
         },
     }
@@ -178,6 +189,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "bins": release.grid.bins,
         "smoothing sigma": release.grid.sigma,
         "classes": release.blocks,
+        "noise": results.config.privacy.noise,
         "noise per cell, in records": release.noise_std / SCALE,
         "private records": release.manifest["private_records"],
         "particles": len(results.flow.particles),

@@ -40,7 +40,7 @@ from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.samples import write_samples
 from dpsw_ray.tracking import open_tracker
 
-__all__ = ["RunResult", "generate", "run"]
+__all__ = ["RunResult", "divided_data", "generate", "run", "spawn_shards", "train_encoder"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     ):
         tracker.params(config.model_dump(mode="json"))
         with timings.phase("data", tells_count=hidden):
-            data = _open_data(config, cluster, progress)
+            data = divided_data(config, cluster, progress)
             _check_delta(config, data)
         with timings.phase("encoder"):
-            encoder = _fit_encoder(config, data, folder / "encoder", progress)
-        shards = _spawn_shards(config, cluster, data, folder / "encoder")
+            encoder = train_encoder(config, data, folder / "encoder", progress)
+        shards = spawn_shards(config, cluster, data, folder / "encoder")
         with timings.phase("private latents", tells_count=hidden):
             progress.say("Encoding private records (on the private side)")
             shards.call("encode", retry=True)
@@ -169,7 +169,8 @@ def _expected(config: RunConfig) -> tuple[Event, ...]:
         return ()
 
 
-def _open_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
+def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
+    """The stored division of the run's data set, made now where it is not there yet."""
     data = open_dataset(config.data, config.home, config.privacy.relation)
     if data is None:
         progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")
@@ -188,7 +189,8 @@ def _check_delta(config: RunConfig, data: Dataset) -> None:
         )
 
 
-def _fit_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progress) -> Encoder:
+def train_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progress) -> Encoder:
+    """The run's encoder, saved in `folder`: the one that is there, a cached one, or one trained on the public part."""
     if (folder / "encoder.json").exists():
         return load_encoder(folder)  # the release of this folder, if there is one, was made with it
     public = data.public()
@@ -205,7 +207,8 @@ def _fit_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progr
     return encoder
 
 
-def _spawn_shards(config: RunConfig, cluster: Cluster, data: Dataset, encoder_dir: Path) -> WorkerGroup:
+def spawn_shards(config: RunConfig, cluster: Cluster, data: Dataset, encoder_dir: Path) -> WorkerGroup:
+    """One shard of the private part on each worker of the cluster; nothing is read yet."""
     key = hashlib.sha256((encoder_dir / "encoder.json").read_bytes()).hexdigest()[:32]
     shared = {
         "size": cluster.size,

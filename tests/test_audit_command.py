@@ -14,7 +14,6 @@ import pytest
 from dpsw_ray import cli
 from dpsw_ray.audit import pipeline
 from dpsw_ray.audit.mechanisms import MECHANISMS, Mechanism
-from dpsw_ray.audit.worlds import plant
 from dpsw_ray.config import DataConfig
 from dpsw_ray.data import import_dataset, open_dataset
 from dpsw_ray.data.records import Part
@@ -22,6 +21,7 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.records import open_private_records
+from dpsw_ray.private.worlds import plant
 
 SMALL = (
     *("--set", "encoder.epochs=2", "--set", "release.frames=2", "--set", "release.bins=16"),

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from dpsw_ray.audit.bounds import Claim, lower_bound
 from dpsw_ray.audit.canaries import canary_pair
 from dpsw_ray.audit.result import AuditResult
-from dpsw_ray.audit.worlds import plant
 from dpsw_ray.cluster import LocalCluster, WorkerGroup
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import Dataset, open_dataset
@@ -37,9 +36,10 @@ from dpsw_ray.plan import make_plan
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.protocol import release_once
+from dpsw_ray.private.worlds import plant
 from dpsw_ray.progress import Progress, Task
 from dpsw_ray.release.plan import ReleasePlan
-from dpsw_ray.run import _fit_encoder, _open_data, _spawn_shards
+from dpsw_ray.run import divided_data, spawn_shards, train_encoder
 
 __all__ = ["RUNS", "audit_pipeline"]
 
@@ -80,7 +80,7 @@ def audit_pipeline(
         private = _in(config, scratch)
         relation = config.privacy.relation
         data = open_dataset(config.data, config.home, relation) or _divide(config, private, progress)
-        encoder = _fit_encoder(config, data, scratch / "encoder", progress)
+        encoder = train_encoder(config, data, scratch / "encoder", progress)
         plan = make_plan(private, encoder.latent_dim, len(data.info.classes), "audit")
         group = canaries or max(1, math.ceil(_GROUP_MU * plan.noise_std / _sensitivity(plan, private)))
         first, second, difference = canary_pair(encoder, plan, relation, group)
@@ -140,7 +140,7 @@ def _divide(config: RunConfig, private: RunConfig, progress: Progress) -> Datase
     fetched = config.home / "downloads"
     if fetched.is_dir():
         (private.home / "downloads").symlink_to(fetched, target_is_directory=True)
-    return _open_data(private, LocalCluster(1), progress)
+    return divided_data(private, LocalCluster(1), progress)
 
 
 def _sensitivity(plan: ReleasePlan, config: RunConfig) -> float:
@@ -160,7 +160,7 @@ def _scores(
 ) -> NDArray[np.float64]:
     """One world, encoded once and released `runs` times."""
     world = plant(data.private_dir, folder, canaries, replaced)
-    shards = _spawn_shards(config, LocalCluster(config.cluster.actors), world, folder.parent / "encoder")
+    shards = spawn_shards(config, LocalCluster(config.cluster.actors), world, folder.parent / "encoder")
     shards.call("encode")
     scores = np.empty(runs)
     for run in range(runs):

@@ -1,4 +1,4 @@
-"""PRIVATE WING: two copies of a data set that differ in canaries, in a scratch folder of the owner's only."""
+"""Two copies of a data set that differ in canaries, in a scratch folder of the owner's only."""
 
 from __future__ import annotations
 

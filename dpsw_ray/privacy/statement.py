@@ -1,0 +1,287 @@
+"""What a run's figures mean in plain words: who is protected, against whom, how far, and what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from dpsw_ray.evaluation.report import format_number
+from dpsw_ray.privacy.accountants import ACCOUNTANTS
+from dpsw_ray.privacy.curves import delta_curve, trade_off
+from dpsw_ray.privacy.events import event_from_dict
+from dpsw_ray.privacy.gaussian import gaussian_epsilon
+
+__all__ = ["Attacker", "RunFacts", "Statement", "attacker", "state"]
+
+_NEIGHBOURS = {
+    "replace_one": "one {unit} of the private part is replaced by any other {unit}, its class included; how many "
+    "{unit}s there are is public",
+    "zero_out": "one {unit} of the private part is replaced by an empty one that contributes nothing; how many "
+    "{unit}s there are is public",
+    "add_remove": "one {unit} is added to the private part or removed from it; how many {unit}s there are is "
+    "protected too",
+}
+_HIDDEN = {
+    "replace_one": "what it is",
+    "zero_out": "whether it is there and what it is",
+    "add_remove": "whether it is there and what it is",
+}
+_RATE = 0.01  # of false alarms, where an attacker's power is quoted
+_EPSILONS = np.concatenate([[0.0], np.geomspace(1e-2, 100, 200)])
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """The most that anybody can do who wants to tell two neighbouring data sets apart.
+
+    Args:
+        advantage: largest true positive rate minus false positive rate.
+        power: largest true positive rate at a false positive rate of 1 %.
+        correct: largest chance of a right guess when both are equally likely.
+    """
+
+    advantage: float
+    power: float
+    correct: float
+
+
+def attacker(privacy: Mapping[str, Any]) -> Attacker:
+    """Bounds every attack by the privacy account.
+
+    With mu, by the trade-off function of Gaussian differential privacy: power Phi(Phi^-1(FPR) + mu), advantage
+    2 Phi(mu/2) - 1 (Dong, Roth and Su 2022, equation 6). Otherwise by the whole privacy curve: the power by
+    `trade_off`, the advantage as the least over epsilon of (e^epsilon - 1 + 2 delta) / (e^epsilon + 1) (Kairouz,
+    Oh and Viswanath 2015).
+
+    Args:
+        privacy: `Account.to_dict()`.
+    """
+    if privacy["mu"] is not None:
+        mu = float(privacy["mu"])
+        power, advantage = float(ndtr(ndtri(_RATE) + mu)), float(2 * ndtr(mu / 2) - 1)
+    else:
+        events, relation = [event_from_dict(event) for event in privacy["events"]], privacy["relation"]
+        power = 1 - float(trade_off(events, relation, np.array([_RATE]))[0])
+        deltas = delta_curve(events, relation, _EPSILONS)
+        advantage = min(float(np.min(np.tanh(_EPSILONS / 2) + 2 * deltas / (np.exp(_EPSILONS) + 1))), 1.0)
+    return Attacker(advantage=advantage, power=power, correct=(1 + advantage) / 2)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the account does not know of the run that it belongs to.
+
+    Args:
+        dataset: name of the data set whose private part was released.
+        reproducible_noise: the noise came from a seed.
+        research: the release was charged to a research account.
+        ledger: name of the account that was charged.
+        total_epsilon: upper bound of all charges to it.
+        charges: how many there are.
+    """
+
+    dataset: str
+    reproducible_noise: bool
+    research: bool
+    ledger: str
+    total_epsilon: float
+    charges: int
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A run's privacy in words: lists of sentences.
+
+    Args:
+        protects: whom, and what a neighbouring data set is.
+        against: whom.
+        promise: epsilon, delta, and the most that an attacker can do.
+        not_covered: what the promise says nothing of.
+        counted_by: which accountant gave the figure, what the others gave.
+    """
+
+    protects: tuple[str, ...]
+    against: tuple[str, ...]
+    promise: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    counted_by: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """The lists by name, for `privacy.json`."""
+        return {item.name: list(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+
+def state(privacy: Mapping[str, Any], facts: RunFacts) -> Statement:
+    """Puts one run's account into words. Upper bounds are rounded up, lower bounds down.
+
+    Args:
+        privacy: `Account.to_dict()`, infinities as such or as the text "inf".
+        facts: of the run.
+    """
+    if math.isinf(float(privacy["epsilon"]["upper"])):
+        return Statement(
+            protects=(f"Nobody: no record of the private part of {facts.dataset} is protected.",),
+            against=(),
+            promise=(
+                "Nothing: no noise was added, so epsilon is infinite, and an attacker may be right every time.",
+            ),
+            not_covered=("Everything. Neither the release nor anything computed from it may be published.",),
+            counted_by=("Nothing was counted: something was released without noise.",),
+        )
+    return Statement(
+        protects=_protects(privacy, facts),
+        against=_against(),
+        promise=_promise(privacy, facts),
+        not_covered=_not_covered(privacy, facts),
+        counted_by=_counted_by(privacy),
+    )
+
+
+def _protects(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
+    unit, relation = privacy["unit"], privacy["relation"]
+    return (
+        f"Each {unit} of the private part of {facts.dataset}: {_HIDDEN[relation]}.",
+        f"Two data sets are neighbours if {_NEIGHBOURS[relation].format(unit=unit)} ({relation}). The promise is that "
+        "neighbours are hard to tell apart.",
+    )
+
+
+def _against() -> tuple[str, ...]:
+    return (
+        "Whoever sees the release, the synthetic data, this statement, or anything made from them: any number of "
+        "samples, any later computation.",
+        "It holds whatever they know besides: the method, its code, the config, the public seeds, all other records.",
+        "They may compute what they like, short of breaking the cryptographic generators that noise and masks come "
+        "from.",
+        "During the run, the driver and its logs see masked sums and the noisy total. The masks hold against a driver "
+        "that is curious but runs this program, not against one that was changed.",
+    )
+
+
+def _promise(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
+    upper, delta = float(privacy["epsilon"]["upper"]), format_number(privacy["delta"])
+    factor = _at_most(math.exp(upper)) if upper < 20 else "e^epsilon"
+    most = attacker(privacy)
+    said = _reservations(facts)
+    said.append(
+        f"Epsilon is at most {_at_most(upper)} at delta = {delta}: any outcome is at most {factor} times as likely "
+        f"with one data set as with its neighbour, plus a probability of {delta}."
+    )
+    if privacy["mu"] is not None:
+        mu = _at_most(float(privacy["mu"]))
+        said.append(
+            f"Mu is at most {mu}: telling neighbours apart is no easier than telling from one number whether it was "
+            f"drawn from a normal law around 0 or around {mu}, both of standard deviation 1."
+        )
+    said.append(
+        f"Whoever accepts a false alarm in 1 % of the cases detects at most {_percent(most.power)} of the true ones. "
+        "Without any release it is 1 %."
+    )
+    said.append(
+        f"Whoever guesses between two equally likely neighbours is right at most {_percent(most.correct)} of the "
+        "time. Without any release it is 50 %."
+    )
+    return tuple(said)
+
+
+def _reservations(facts: RunFacts) -> list[str]:
+    said = []
+    if facts.reproducible_noise:
+        said.append(
+            "Nothing is promised for this run: whoever knows privacy.noise_seed can take the noise away again. What "
+            "follows would hold for noise that is fresh and secret."
+        )
+    if facts.research:
+        said.append(
+            "Nothing is promised for this run: it was charged to a research account, so the total of the data set's "
+            "own account leaves it out. What follows is its cost alone."
+        )
+    return said
+
+
+def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
+    unit = privacy["unit"]
+    times = "charge" if facts.charges == 1 else "charges"
+    said = [
+        "Public and test records. The encoder was trained on the public part only, and metrics compare with public and "
+        "test records.",
+        "What the config says: the class list, bounds of columns, the public seed. It is taken to be public.",
+        f"Further releases from the same records. Costs add up: epsilon is at most {_at_most(facts.total_epsilon)} "
+        f"over {facts.charges} {times} to {facts.ledger} so far. What is not in the ledger is not in that figure.",
+        _group(privacy),
+        f"What is true of many {unit}s. It is meant to show, even where it lets somebody guess about one of them.",
+        "Side channels: running times and memory, and the machines, disks and accounts that hold the private part.",
+        "The folder research/ of a run: its figures come from private records without noise.",
+    ]
+    if any(kind == "gaussian" for kind in _noise_kinds(privacy["events"])):
+        said.append(
+            "Finite arithmetic. Gaussian noise is computed in double precision and rounded to integers; the proof is "
+            "for an ideal normal law. privacy.noise discrete_gaussian has no such gap."
+        )
+    return tuple(said)
+
+
+def _group(privacy: Mapping[str, Any]) -> str:
+    unit, delta = privacy["unit"], float(privacy["delta"])
+    said = f"Groups. Several {unit}s of one person, or {unit}s that tell of each other, are protected less: "
+    if privacy["mu"] is None:
+        return said + (
+            "for g of them epsilon is at most g times as large, at a delta that is larger by the factor "
+            "(e^(g epsilon) - 1) / (e^epsilon - 1)."
+        )
+    pair = _at_most(gaussian_epsilon(2 * float(privacy["mu"]), delta).upper)
+    return said + f"mu is multiplied by their number, so that for two of them epsilon is at most {pair}."
+
+
+def _noise_kinds(events: list[Mapping[str, Any]]) -> set[str]:
+    """How the released numbers were made noisy; events that do not say are Gaussian or the kind they name."""
+    kinds: set[str] = set()
+    for event in events:
+        if "parts" in event:
+            kinds |= _noise_kinds(event["parts"])
+        elif event["kind"] in ("discrete_gaussian", "skellam"):
+            kinds.add(event["kind"])
+        else:
+            kinds.add(event.get("noise", "gaussian"))
+    return kinds
+
+
+def _counted_by(privacy: Mapping[str, Any]) -> tuple[str, ...]:
+    claimed, checks = privacy["accountant"], privacy["checks"]
+    interval = _interval(privacy["epsilon"])
+    said = [f"The figure is from the accountant {claimed}: {interval}. The upper bound is the claim."]
+    before = True
+    for name in (accountant.name for accountant in ACCOUNTANTS):
+        if name == claimed:
+            before = False
+        elif isinstance(checks[name], Mapping):
+            said.append(f"{name}, as a check: {_interval(checks[name])}.")
+        elif before and checks[name].startswith("not available"):
+            said.append(
+                f"{name}, asked before it, gave no figure, so the next one's bound is used; {checks[name]}"
+            )
+        else:
+            said.append(f"{name}: {checks[name]}")
+    return tuple(said)
+
+
+def _interval(bounds: Mapping[str, Any]) -> str:
+    lower, upper = float(bounds["lower"]), _at_most(float(bounds["upper"]))
+    if lower == 0:
+        return f"epsilon at most {upper}"
+    return f"epsilon between {format_number(lower, 5, ROUND_FLOOR)} and {upper}"
+
+
+def _at_most(value: float) -> str:
+    return format_number(value, 5, ROUND_CEILING)
+
+
+def _percent(share: float) -> str:
+    return f"{math.ceil(share * 1000 - 1e-9) / 10:g} %"
