@@ -22,6 +22,7 @@ SMALL = (
     *("--set", "evaluation.enabled=false", "--set", "tracking.enabled=false"),
     *("--set", "cluster.executor=local"),
 )
+COMMANDS = ("flow", "generate", "plan", "account", "audit", "ledger")
 Dpsw = Callable[..., tuple[int, str, str]]
 
 
@@ -58,10 +59,10 @@ def charges(name: str) -> int:
 def test_help_lists_the_commands(dpsw: Dpsw, args: tuple[str, ...]) -> None:
     code, out, err = dpsw(*args)
     assert code == 0 and err == ""
-    assert all(command in out for command in ("flow", "generate", "plan", "ledger"))
+    assert all(command in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["flow", "generate", "plan", "ledger"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(dpsw: Dpsw, command: str) -> None:
     code, out, _ = dpsw(command, "--help")
     assert code == 0 and f"dpsw {command}" in out

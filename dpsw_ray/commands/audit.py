@@ -171,7 +171,7 @@ def _show(results: Sequence[AuditResult], as_json: bool, quiet: bool) -> None:
 
 
 def _table(results: Sequence[AuditResult]) -> str:
-    from dpsw_ray.evaluation.report import format_number
+    from dpsw_ray.rounding import format_number
 
     def low(value: float) -> str:
         return format_number(value, 4, ROUND_FLOOR)

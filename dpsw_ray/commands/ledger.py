@@ -230,7 +230,7 @@ def _line(change: LedgerEntry | CapEntry, total: LedgerTotal) -> tuple[str, ...]
 
 
 def _summary(total: LedgerTotal) -> tuple[str, ...]:
-    from dpsw_ray.evaluation.report import format_number
+    from dpsw_ray.rounding import format_number
 
     dataset = total.dataset
     spent = format_number(total.epsilon.upper, 5, ROUND_CEILING)
@@ -244,7 +244,7 @@ def _limit(total: LedgerTotal) -> str:
 
 
 def _left(total: LedgerTotal) -> str:
-    from dpsw_ray.evaluation.report import format_number
+    from dpsw_ray.rounding import format_number
 
     return "no limit" if total.remaining is None else format_number(total.remaining, 5, ROUND_FLOOR)
 

@@ -27,8 +27,8 @@ def flow(
     The same command with the same config and folder goes on with a run that was interrupted; a release that is
     stored already is used again and costs nothing.
     """
-    from dpsw_ray.evaluation.report import format_number
     from dpsw_ray.progress import Progress
+    from dpsw_ray.rounding import format_number
     from dpsw_ray.run import run
 
     progress = Progress(quiet=quiet)

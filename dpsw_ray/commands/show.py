@@ -70,7 +70,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _cell(key: str, value: Any) -> str:
     """One value; an upper bound is never rounded down."""
-    from dpsw_ray.evaluation.report import format_number
+    from dpsw_ray.rounding import format_number
 
     if isinstance(value, float) and (key == "upper" or key.startswith("epsilon")):
         return format_number(value, 6, ROUND_CEILING)

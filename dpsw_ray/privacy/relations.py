@@ -14,7 +14,6 @@ __all__ = [
     "check_relation",
     "check_unit",
     "count_is_public",
-    "describe",
 ]
 
 Relation = Literal["replace_one", "zero_out", "add_remove"]
@@ -22,12 +21,6 @@ Unit = Literal["record", "user"]
 
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 UNITS: tuple[Unit, ...] = get_args(Unit)
-
-_MEANING: dict[Relation, str] = {
-    "replace_one": "one {unit} may be replaced by any other; the number of {unit}s is public",
-    "zero_out": "one {unit} may be replaced by the null {unit}; the number of {unit}s is public",
-    "add_remove": "one {unit} may be added or removed; the number of {unit}s is private",
-}
 
 
 def check_relation(relation: str) -> Relation:
@@ -57,8 +50,3 @@ def check_unit(unit: str) -> Unit:
 def count_is_public(relation: Relation) -> bool:
     """True where neighbouring data sets have the same size, so that the number of units may be shown."""
     return check_relation(relation) != "add_remove"
-
-
-def describe(relation: Relation, unit: Unit) -> str:
-    """One clause for a report: what may differ between two neighbouring data sets."""
-    return _MEANING[check_relation(relation)].format(unit=check_unit(unit))

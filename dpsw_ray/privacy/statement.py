@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from dpsw_ray.evaluation.report import format_number
 from dpsw_ray.privacy.accountants import ACCOUNTANTS
 from dpsw_ray.privacy.curves import delta_curve, trade_off
 from dpsw_ray.privacy.events import event_from_dict
 from dpsw_ray.privacy.gaussian import gaussian_epsilon
+from dpsw_ray.rounding import format_number
 
 __all__ = ["Attacker", "RunFacts", "Statement", "attacker", "state"]
 
