@@ -15,6 +15,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import compute_epsilon
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prv_accountant.privacy_random_variables import PoissonSubsampledGaussianMechanism
 
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import (
@@ -234,15 +235,30 @@ def test_prv_and_pld_agree_on_sampled_mechanisms(events: list[Event]) -> None:
     assert prv_.upper - prv_.lower <= 0.01 * prv_.upper
 
 
-def test_prv_counts_the_order_in_which_a_record_is_added() -> None:
+@pytest.mark.parametrize("added", [False, True])
+def test_prv_knows_the_loss_in_both_orders(added: bool) -> None:
     """For one step at a large delta adding and removing differ; the library's own variable has one order only."""
     loss = SampledGaussian(1.5, 0.3)
-    t = np.linspace(-4, 4, 41)
-    x = np.random.default_rng(0).standard_normal(400_000)
-    observed = -np.log(0.7 + 0.3 * np.exp(1.5 * x - 1.125))
-    expected = prv._SampledAdded(loss).cdf(t)
-    assert np.abs(expected - (observed[:, None] <= t).mean(axis=0)).max() < 5 / math.sqrt(400_000)
-    assert prv._SampledAdded(loss).cdf(np.array([-math.log(0.7) + 1e-9]))[0] == 1.0
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(400_000)
+    if not added:
+        x += 1.5 * (rng.random(400_000) < 0.3)
+    observed = np.log(0.7 + 0.3 * np.exp(1.5 * x - 1.125)) * (-1 if added else 1)
+    variable, t = prv._Sampled(loss, added=added), np.linspace(-4, 4, 41)
+    share = (observed[:, None] <= t).mean(axis=0)
+    assert np.abs(variable.cdf(t) - share).max() < 5 / math.sqrt(400_000)
+    assert variable.probability(t[:-1], t[1:]) == pytest.approx(np.diff(variable.cdf(t)), abs=1e-14)
+    end = -math.log(0.7) if added else math.log(0.7)  # no loss lies beyond
+    assert variable.cdf(np.array([end + 1e-9 if added else end - 1e-9]))[0] == float(added)
+    assert np.isfinite(variable.cdf(np.array([-2000.0, 2000.0]))).all()
+
+
+def test_prv_s_sampled_loss_is_the_library_s() -> None:
+    t = np.linspace(-3, 6, 200)
+    ours = prv._Sampled(SampledGaussian(0.8, 0.05), added=False).cdf(t)
+    assert ours == pytest.approx(
+        np.asarray(PoissonSubsampledGaussianMechanism(0.05, 1.25).cdf(t), float), abs=1e-13
+    )
 
 
 def test_lists_with_discrete_noise_are_counted_by_renyi() -> None:

@@ -6,6 +6,7 @@ know nothing else. Composition is addition: a `Cost` counts how often each loss 
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, hyp1f1, logsumexp
+from scipy.special import gammaln, hyp1f1
 
 __all__ = [
     "Cost",
@@ -130,14 +131,18 @@ class SampledGaussian(Loss):
 
     def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mironov, Talwar and Zhang (2019), equation (5), at whole orders; see `between_whole_orders`."""
-        return between_whole_orders(orders, self._whole_order)
+        return between_whole_orders(orders, lambda order: _sampled_bound(self.mu, self.sampling, order))
 
-    def _whole_order(self, order: int) -> float:
-        k = np.arange(order + 1.0)
-        binomial = gammaln(order + 1.0) - gammaln(k + 1) - gammaln(order - k + 1)
-        weights = k * math.log(self.sampling) + (order - k) * math.log1p(-self.sampling)
-        moment = float(logsumexp(binomial + weights + k * (k - 1) * self.mu**2 / 2))
-        return max(moment, 0.0) * (1 + 1e-9) / (order - 1)
+
+@functools.lru_cache(maxsize=65536)
+def _sampled_bound(mu: float, q: float, order: int) -> float:
+    """Accountants ask for the same orders many times over."""
+    k = np.arange(order + 1.0)
+    logs = gammaln(order + 1.0) - gammaln(k + 1) - gammaln(order - k + 1)
+    logs += k * math.log(q) + (order - k) * math.log1p(-q) + k * (k - 1) * mu**2 / 2
+    largest = float(logs.max())
+    moment = largest + math.log(float(np.exp(logs - largest).sum()))
+    return max(moment, 0.0) * (1 + 1e-9) / (order - 1)
 
 
 @dataclass(frozen=True)
