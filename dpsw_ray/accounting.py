@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import io
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _KEYS = ("relation", "delta", "events")
+_TEXTS = ("kind", "label", "law", "noise", "unit", "assignment")
 _CURVE = np.geomspace(1e-10, 1e-2, 17)
 
 
@@ -77,10 +79,22 @@ def load_request(path: Path, overrides: Sequence[str] = ()) -> AccountRequest:
     parsed = []
     for number, event in enumerate(events, 1):
         try:
-            parsed.append(event_from_dict({"label": f"event {number}", **event}))
+            parsed.append(event_from_dict({"label": str(event.get("kind")), **_numbers(event)}))
         except UserError as error:
             raise UserError(f"{where}: event {number}: {error}") from None
     return AccountRequest(where, tuple(parsed), relation, delta)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML reads `1e3` (no dot) as text; people write it all the time."""
+    if isinstance(value, dict):
+        return {key: item if key in _TEXTS else _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def describe_account(request: AccountRequest) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("DPSW_HOME", str(folder))
         patch.delenv("DPSW_LEDGER", raising=False)
         yield folder
+
+
+@pytest.fixture
+def dpsw() -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, standard output, standard error."""
+    from support import run_dpsw
+
+    return run_dpsw
 
 
 @pytest.fixture(scope="session")

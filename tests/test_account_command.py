@@ -82,7 +82,7 @@ def test_an_encoder_and_a_release_compose() -> None:
         ("events: [{kind: noisy_count, noise: 3}]", "event 1: Privacy event 'noisy_count' has no noise;"),
         (
             "events: [{kind: noisy_count, noise_std: -1}]",
-            "noise_std must be finite and not negative, found -1",
+            "noise_std must be 0 or lie between 1e-30 and 1e+30, found -1",
         ),
         (
             "delat: 1e-5\nevents: [{kind: noisy_count, noise_std: 1}]",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dpsw_ray import cli
 from dpsw_ray.audit import pipeline
 from dpsw_ray.audit.mechanisms import MECHANISMS, Mechanism
 from dpsw_ray.config import DataConfig
@@ -28,21 +31,6 @@ SMALL = (
     *("--set", "release.smoothing=1", "--runs", "20"),
 )
 Dpsw = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def dpsw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dpsw:
-    def call(*args: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["dpsw", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_a_mechanism_is_audited_the_same_twice_with_a_seed(dpsw: Dpsw) -> None:
@@ -118,11 +106,9 @@ def test_mistakes_are_one_sentence(dpsw: Dpsw, args: tuple[str, ...], part: str)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home and a folder for scratch of this test's own."""
-    for name, variable in (("home", "DPSW_HOME"), ("scratch", "TMPDIR")):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(variable, str(tmp_path / name))
-    monkeypatch.setattr("tempfile.tempdir", None)  # read from TMPDIR again
+    """A home of this test's own."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("DPSW_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -142,8 +128,10 @@ def test_a_pipeline_is_attacked_in_a_scratch_home(dpsw: Dpsw, home: Path, settin
     assert found["group"] == 2 and found["runs"] == 20 and found["name"] == "digits"
     assert found["relation"] == settings[0].partition("=")[2]
     assert found["epsilon"]["claimed"] == pytest.approx(10, rel=2e-3)
-    assert [path.name for path in home.iterdir()] == ["encoders"]  # no ledger, no divided data
-    assert not list((home.parent / "scratch").glob("dpsw-audit-*"))
+    hidden = found["relation"] == "add_remove"  # the time would tell how many records there are
+    assert (found["seconds"] is None) == hidden
+    assert {path.name for path in home.iterdir()} == {"audits", "encoders"}  # no ledger, no divided data
+    assert not list((home / "audits").glob("audit-*"))
 
 
 def test_every_release_is_charged_to_the_scratch_ledger_only(
@@ -160,20 +148,46 @@ def test_every_release_is_charged_to_the_scratch_ledger_only(
     code, out, _ = dpsw("audit", "digits", *SMALL)
     assert code == 0 and "releases with and as many without" in out
     assert len(charged) == 40
-    assert all((home.parent / "scratch") in path.parents for path in charged)
+    assert all((home / "audits") in path.parents for path in charged)
 
 
 def test_a_failing_audit_leaves_no_private_copy(
     dpsw: Dpsw, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        assert list((home.parent / "scratch").glob("*/null/private/records.arrow"))
+        assert list((home / "audits").glob("*/null/private/records.arrow"))
         raise UserError("This one fails.")
 
     monkeypatch.setattr(pipeline, "release_once", fail)
     code, _, err = dpsw("audit", "digits", *SMALL)
     assert code == 2 and "This one fails." in err
-    assert not list((home.parent / "scratch").glob("dpsw-audit-*"))
+    assert not list((home / "audits").glob("audit-*"))
+
+
+def test_a_terminated_audit_leaves_no_private_copy_and_a_killed_one_s_is_removed(home: Path) -> None:
+    command = [sys.executable, "-m", "dpsw_ray", "audit", "digits", *SMALL[:-1], "5000"]
+    environment = {**os.environ, "DPSW_HOME": str(home)}
+    pattern, old = "audit-*/null/private/keys", set()
+    for number, left in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not set((home / "audits").glob(pattern)) - old:
+            assert process.poll() is None
+            time.sleep(0.1)
+        old = set((home / "audits").glob(pattern))
+        os.kill(process.pid, number)
+        process.wait()
+        assert len(list((home / "audits").glob("audit-*"))) == left
+
+
+def test_a_data_set_whose_count_is_protected_is_audited_under_its_own_relation_only(
+    dpsw: Dpsw, home: Path
+) -> None:
+    Ledger(home / "ledger.sqlite").register("digits", "add_remove", "record", 1e-4)
+    code, _, err = dpsw("audit", "digits", *SMALL)
+    assert code == 2 and "registered" in err and "add_remove" in err
+    assert [path.name for path in home.iterdir()] == ["ledger.sqlite"]
 
 
 @pytest.mark.parametrize(("relation", "replaced"), [("replace_one", 3), ("add_remove", 0)])

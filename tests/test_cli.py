@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpsw_ray import cli
 from dpsw_ray.privacy.ledger import Ledger
 
 SMALL = (
@@ -33,21 +32,6 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPSW_HOME", str(folder))
         yield folder
-
-
-@pytest.fixture
-def dpsw(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dpsw:
-    def call(*args: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["dpsw", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def charges(name: str) -> int:

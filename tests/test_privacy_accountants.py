@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import uuid
 
 import accounting
@@ -19,6 +20,7 @@ from prv_accountant.privacy_random_variables import PoissonSubsampledGaussianMec
 
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import (
+    Accountant,
     AccountingError,
     EpsilonBounds,
     GaussianAccountant,
@@ -42,6 +44,7 @@ from dpsw_ray.privacy.events import (
     NoisyCountEvent,
     ParallelEvent,
     SampledGaussianEvent,
+    SequentialEvent,
     SkellamEvent,
     SlicedHistogramEvent,
 )
@@ -322,3 +325,45 @@ def test_random_lists_agree_meet_their_target_and_are_monotone(seed: int) -> Non
     """A slice of what `benchmarks/accounting.py --lists 1000` examines."""
     _, found = accounting.examine(np.random.default_rng([0, seed]))
     assert found.faults == ()
+
+
+@pytest.mark.parametrize("accountant", [PrvAccountant(), PldAccountant()])
+def test_transforms_are_not_trusted_below_what_they_resolve(accountant: Accountant) -> None:
+    """3,000 steps at delta 3e-14: rounding in the transforms once put PLD's upper bound below the truth."""
+    event = DpSgdEvent(0.5, 50.0, 3000)
+    with pytest.raises(AccountingError, match=r"too coarse for delta 3e-14, below 1e-10"):
+        accountant.epsilon([event], relation="add_remove", delta=3e-14)
+    found = account([event], "add_remove", 3e-14)
+    assert found.accountant == "RDP" and found.epsilon.upper > 4.2
+
+
+@pytest.mark.parametrize(("mu", "times"), [(0.03, 1000), (0.01, 10_000)])
+def test_prv_and_pld_enclose_the_closed_form_at_the_smallest_delta_they_take(mu: float, times: int) -> None:
+    events = [SequentialEvent((GaussianEvent("g", {"zero_out": mu}, 1.0),), times)]
+    closed = gaussian_epsilon(mu * math.sqrt(times), 1e-10)
+    for accountant in (PrvAccountant(), PldAccountant()):
+        found = accountant.epsilon(events, relation="zero_out", delta=1e-10)
+        assert found.lower <= closed.upper and closed.lower <= found.upper
+
+
+def test_an_account_is_not_remembered_for_changed_parameters() -> None:
+    event = GaussianEvent("g", {"add_remove": 1.0}, 1.0)
+    with pytest.raises(TypeError, match="do not change"):
+        event.sensitivity["add_remove"] = 10.0  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(event)) == event
+
+
+def test_parts_drawn_anew_each_time_may_be_hit_differently() -> None:
+    parts = ParallelEvent((GaussianEvent("A", {"add_remove": 2.0}, 1.0), DpSgdEvent(0.001, 0.2, 1)))
+    twice = bound([SequentialEvent((parts,), 2)], "add_remove", 1e-5).epsilon
+    apart = bound([parts, parts], "add_remove", 1e-5).epsilon
+    assert twice.upper >= apart.lower
+
+
+def test_arithmetic_beyond_floating_point_is_an_accounting_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(*args: object) -> EpsilonBounds:
+        raise OverflowError("math range error")
+
+    monkeypatch.setattr(rdp.RdpAccountant, "cost_epsilon", overflow)
+    with pytest.raises(AccountingError, match="RDP failed: OverflowError"):
+        RdpAccountant().epsilon(_gaussians(1.0), relation="zero_out", delta=1e-5)

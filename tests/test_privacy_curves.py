@@ -80,3 +80,9 @@ def test_the_sampled_trade_off_holds_for_the_best_attack_on_one_step() -> None:
         false_negative = 1 - np.cumsum(other[order]) * step
         promised = trade_off([SampledGaussianEvent(q, mu, 1.0)], "add_remove", false_positive[::2000])
         assert np.all(promised <= false_negative[::2000] + 1e-4)
+
+
+def test_the_trade_off_keeps_tiny_rates() -> None:
+    rates = np.array([1e-30, 1e-17, 1e-15])
+    errors = trade_off([NoisyCountEvent(0.1)], "zero_out", rates)
+    assert errors == pytest.approx(stats.norm.cdf(stats.norm.isf(rates) - 10.0), rel=1e-9)

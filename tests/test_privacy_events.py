@@ -259,14 +259,14 @@ def test_scaled_noise_is_larger_noise_and_nothing_else(event: Event) -> None:
     [
         (lambda: SampledGaussianEvent(1.5, 1.0, 1.0), "sampling must be a probability"),
         (lambda: SampledGaussianEvent(0.0, 1.0, 1.0), "sampling must be positive"),
-        (lambda: DpSgdEvent(0.1, math.inf, 10), "noise_multiplier must be finite"),
+        (lambda: DpSgdEvent(0.1, math.inf, 10), "noise_multiplier must be 0 or lie between"),
         (lambda: DpSgdEvent(0.1, 1.0, 0), "steps must be a positive whole number"),
         (lambda: SlicedGaussianEvent(8, 8, 1.0, "uniform"), "law must be haar or iid"),
         (lambda: SlicedHistogramEvent(8, 8, 1.0, "laplace"), "noise must be gaussian or discrete_gaussian"),
         (lambda: DiscreteGaussianEvent("d", {"zero_out": 1.5}, 1.0), "must be whole, found 1.5"),
         (lambda: SkellamEvent("s", {"zero_out": 9}, {"zero_out": 2}, 1.0), "below the L2 sensitivity"),
         (lambda: SkellamEvent("s", {"zero_out": 9}, {"add_remove": 9}, 1.0), "same relations"),
-        (lambda: DpPcaEvent("much"), "noise_std must be finite"),
+        (lambda: DpPcaEvent("much"), "noise_std must be 0 or lie between"),
         (lambda: DpPcaEvent(1.0, radius=0.0), "radius must be positive"),
         (lambda: ParallelEvent((NoisyCountEvent(1.0),), "random"), "assignment must be fixed or by_value"),
         (lambda: GaussianEvent("g", 3.0, 1.0), "a number for each relation, found 3.0"),
@@ -275,3 +275,29 @@ def test_scaled_noise_is_larger_noise_and_nothing_else(event: Event) -> None:
 def test_each_parameter_out_of_range_is_named(make: Callable[[], Event], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("value", [1e-200, 1e200, 10**400, float("nan")])
+def test_numbers_that_no_arithmetic_holds_are_refused(value: float) -> None:
+    with pytest.raises(UserError, match=r"must be 0 or lie between 1e-30 and 1e\+30"):
+        NoisyCountEvent(value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"kind": "sequential", "parts": [{"kind": "noisy_count", "noise_std": 1}, 5]},
+            "parts must be a list",
+        ),
+        ({"kind": "noisy_count", "noise_std": 1, 1: 2}, "has no 1"),
+        ({"kind": "noisy_count", "noise_std": 1, "label": [1, 2]}, "label must be text"),
+        (
+            {"kind": "dp_sgd", "sampling": 0.1, "noise_multiplier": 1, "steps": 10**400},
+            "a number of 401 digits",
+        ),
+    ],
+)
+def test_events_from_files_are_checked(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        event_from_dict(values)

@@ -700,3 +700,39 @@ def test_on_another_node_than_the_head_the_head_opens_the_file(tmp_path: Path) -
     )
     _, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
+
+
+@pytest.mark.parametrize("epsilon", [1e300, 1e-300])
+def test_a_cap_that_nothing_can_be_worked_out_with_is_refused_unwritten(
+    ledger: Ledger, epsilon: float
+) -> None:
+    with pytest.raises(UserError, match="A cap must lie between"):
+        ledger.set_cap("digits", epsilon, raise_=True)
+    assert ledger.datasets()[0].cap is None
+
+
+@pytest.mark.parametrize("name", ["a ", "a\nb", "\x1b[31mred", ""])
+def test_names_that_look_like_another_are_refused(ledger: Ledger, name: str) -> None:
+    with pytest.raises(UserError, match="name of printable characters"):
+        ledger.register(name, "replace_one", "record", 1e-5)
+
+
+def _forge(ledger: Ledger, kind: str, body: dict[str, object]) -> None:
+    """An entry with right hashes, as somebody who knows the format could append."""
+    with ledger._chain.transaction(write=True) as connection:
+        ledger._chain.append(connection, ledger._chain.rows(connection), kind, body)
+
+
+def test_a_charge_without_events_is_damage_and_not_a_traceback(ledger: Ledger) -> None:
+    _forge(ledger, "charge", {"dataset": "digits"})
+    for call in (ledger.verify, ledger.datasets, lambda: ledger.total("digits")):
+        with pytest.raises(UserError, match="entry 2 is no charge that this program wrote"):
+            call()
+
+
+def test_a_cap_that_rose_in_silence_is_damage(ledger: Ledger) -> None:
+    ledger.set_cap("digits", 1.0)
+    cap = {"epsilon": 1e6, "filter": "gaussian", "order": None}
+    _forge(ledger, "cap", {"dataset": "digits", "cap": cap, "raised": False, "time": "now"})
+    with pytest.raises(UserError, match="entry 3 is no cap that this program wrote"):
+        ledger.datasets()

@@ -121,3 +121,18 @@ def test_the_chord_bounds_a_convex_curve() -> None:
     assert np.all(chord >= 0.7 * ORDERS - 1e-12)
     whole = ORDERS.round() == ORDERS
     assert chord[whole] == pytest.approx(0.7 * ORDERS[whole])
+
+
+@pytest.mark.parametrize(
+    ("mu", "q", "order"), [(1.0, 1e-7, 2), (1.0, 1e-9, 2), (0.5, 1e-6, 12), (3.0, 0.9, 40)]
+)
+def test_the_sampled_bound_does_not_drown_in_rounding(mu: float, q: float, order: int) -> None:
+    with mpmath.workdps(60):
+        moment = mpmath.fsum(
+            mpmath.binomial(order, k) * mpmath.mpf(q) ** k * (1 - mpmath.mpf(q)) ** (order - k)
+            * mpmath.exp(mpmath.mpf(k * (k - 1)) * mpmath.mpf(mu) ** 2 / 2)
+            for k in range(order + 1)
+        )  # fmt: skip
+        exact = float(mpmath.log(moment) / (order - 1))
+    bound = SampledGaussian(mu, q).rdp(np.array([float(order)]))[0]
+    assert exact <= bound <= exact * (1 + 1e-8)

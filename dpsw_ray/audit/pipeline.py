@@ -6,16 +6,23 @@ many times by the real protocol, with fresh ids and keys, charged to a scratch l
 filter with the difference of the canaries' tables. The claim is that of the event with m times its sensitivity
 (group privacy: neighbours of neighbours, by the triangle inequality), and what the attack proves is divided by m.
 
-What comes out depends on the canaries and on the noise alone: the other records add the same constant to every
-score, which cancels out of the rates, and no threshold is shown. The user's ledger is neither read nor charged.
+The rates depend on the canaries and on the noise alone: the other records add the same constant to every score,
+which cancels out of them, and no threshold is shown. The user's ledger is not charged. The audit itself reads private
+records and makes hundreds of releases of them in its scratch folder, which nothing is charged for: it belongs on the
+machine that holds the private part, and the folder is removed when it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import math
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +46,7 @@ from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.worlds import plant
 from dpsw_ray.progress import Progress, Task
 from dpsw_ray.release.plan import ReleasePlan
-from dpsw_ray.run import divided_data, spawn_shards, train_encoder
+from dpsw_ray.run import check_relation, divided_data, spawn_shards, train_encoder
 
 __all__ = ["RUNS", "audit_pipeline"]
 
@@ -76,9 +83,12 @@ def audit_pipeline(
             "privacy.epsilon is .inf: such a run promises nothing, so there is no claim to audit."
         )
     progress = progress or Progress()
-    with _scratch() as scratch:
+    relation = config.privacy.relation
+    hidden = relation == "add_remove"
+    if config.ledger_path.exists():
+        check_relation(config, Ledger(config.ledger_path))
+    with _scratch(config.home) as scratch:
         private = _in(config, scratch)
-        relation = config.privacy.relation
         data = open_dataset(config.data, config.home, relation) or _divide(config, private, progress)
         encoder = train_encoder(config, data, scratch / "encoder", progress)
         plan = make_plan(private, encoder.latent_dim, len(data.info.classes), "audit")
@@ -89,14 +99,15 @@ def audit_pipeline(
             f"{group} canaries, {100 * apart:.0f} % as far apart as the sensitivity allows; {runs} releases with and "
             "as many without, charged to a scratch ledger"
         )
-        replaced = 0 if relation == "add_remove" else group
+        replaced = 0 if hidden else group
         start = time.perf_counter()
-        with progress.task("Releasing", 2 * runs) as task:
+        # A rate of releases would tell how many records there are.
+        with (Progress(quiet=True) if hidden else progress).task("Releasing", 2 * runs) as task:
             null, alternative = (
                 _scores(private, data, scratch / name, part, replaced, plan, difference, runs, task)
                 for name, part in (("null", first), ("alternative", second))
             )
-        seconds = time.perf_counter() - start
+        seconds = None if hidden else time.perf_counter() - start
     grown = dataclasses.replace(plan.event, row_norm_sq=plan.event.row_norm_sq * group**2)
     claim = Claim((grown,), relation)
     return AuditResult(
@@ -113,12 +124,39 @@ def audit_pipeline(
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="dpsw-audit-"))  # mode 0700
+def _scratch(home: Path) -> Iterator[Path]:
+    """A folder of the owner's only beside the data sets, removed in the end, also where the process is terminated.
+
+    One that a killed audit left behind is removed by the next: its lock is free.
+    """
+    place = home / "audits"
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _terminable(), contextlib.ExitStack() as held:
+        with (place / ".lock").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            for left in place.glob("audit-*"):
+                with contextlib.suppress(OSError), (left / ".lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+            folder = Path(tempfile.mkdtemp(prefix="audit-", dir=place))  # mode 0700
+            fcntl.flock(held.enter_context((folder / ".lock").open("w")), fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end this block as an exit does, with its clean-up; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in(config: RunConfig, scratch: Path) -> RunConfig:

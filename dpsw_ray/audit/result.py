@@ -30,7 +30,7 @@ class AuditResult:
         found: what the attack proves, for the whole group.
         group: number of units in which the worlds differ.
         epsilon: the accountants' upper bound.
-        seconds: taken by the runs.
+        seconds: taken by the runs; None where it would tell a protected number of records.
     """
 
     name: str
@@ -41,7 +41,7 @@ class AuditResult:
     found: LowerBound
     group: int
     epsilon: float
-    seconds: float
+    seconds: float | None
 
     @property
     def mu_lower(self) -> float:
@@ -90,7 +90,7 @@ class AuditResult:
             "fpr_upper": self.found.fpr_upper,
             "fnr_upper": self.found.fnr_upper,
             "refuted": self.refuted,
-            "seconds": round(self.seconds, 3),
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
         }
 
 

@@ -94,7 +94,7 @@ def rows_from_export(path: Path) -> tuple[Row, ...]:
         complete = (stored["entries"], stored["head"]) == (len(rows), head_of(rows))
     except OSError as error:
         raise UserError(f"The export cannot be read. {explain_os_error(error)}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{path} is no export of a privacy ledger (`dpsw ledger export` writes one)."
         ) from None
@@ -102,6 +102,8 @@ def rows_from_export(path: Path) -> tuple[Row, ...]:
         raise UserError(
             f"The export {path} was changed: entry {broken} does not follow from the one before it."
         )
+    if not rows:
+        raise UserError(f"The export {path} has no entry: it pins nothing.")
     if not complete:
         raise UserError(f"The export {path} was changed: it says it has other entries than it has.")
     return rows

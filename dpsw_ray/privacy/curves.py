@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,7 @@ def trade_off(
     rates = np.asarray(false_positive, np.float64)
     mu = compose_mu(events, relation)
     if mu is not None:
-        promised: NDArray[np.float64] = ndtr(ndtri(1 - rates) - mu)
+        promised: NDArray[np.float64] = ndtr(-ndtri(rates) - mu)
         return promised
     deltas = delta_curve(events, relation, _EPSILONS)
     steep = 1 - deltas[:, None] - np.exp(_EPSILONS)[:, None] * rates
@@ -83,9 +84,8 @@ def _cost_delta(cost: Cost, epsilons: NDArray[np.float64]) -> NDArray[np.float64
     if GaussianAccountant().applies(cost):
         law = conditional(cost, _TAIL)
         return np.array([law.delta_upper(float(epsilon)) for epsilon in epsilons])
+    deltas = rdp_delta(cost, epsilons)
     if PldAccountant().applies(cost):
-        try:
-            return pld_delta(cost, epsilons, _TAIL)
-        except AccountingError:
-            pass  # Renyi's bound is valid as well, if wider
-    return rdp_delta(cost, epsilons)
+        with contextlib.suppress(AccountingError):  # Renyi's bound is valid as well, if wider
+            deltas = np.minimum(deltas, pld_delta(cost, epsilons))
+    return deltas

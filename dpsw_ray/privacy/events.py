@@ -52,6 +52,8 @@ __all__ = [
 NoiseKind = Literal["gaussian", "discrete_gaussian"]
 
 _MOST_ALTERNATIVES = 64
+_SMALLEST, _LARGEST = 1e-30, 1e30
+_LARGEST_WHOLE = 2**62
 
 
 class Event(ABC):
@@ -137,16 +139,23 @@ def event_from_dict(values: Mapping[str, Any]) -> Event:
     if event is None:
         known = ", ".join(sorted(Event._registry))
         raise UserError(f"Unknown privacy event {kind!r}; this version knows {known}.")
-    if isinstance(arguments.get("parts"), list | tuple):
-        arguments["parts"] = tuple(event_from_dict(part) for part in arguments["parts"])
+    if "parts" in arguments:
+        parts = arguments["parts"]
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
+            raise UserError(
+                f"Privacy event {kind!r}: parts must be a list of sections with a kind, found {_shown(parts)}."
+            )
+        arguments["parts"] = tuple(event_from_dict(part) for part in parts)
+    if not isinstance(arguments.get("label", ""), str):
+        raise UserError(f"Privacy event {kind!r}: label must be text, found {_shown(arguments['label'])}.")
     names = {item.name for item in dataclasses.fields(event)}  # type: ignore[arg-type]
-    if unknown := sorted(arguments.keys() - names):
+    if unknown := sorted(map(str, arguments.keys() - names)):
         raise UserError(
             f"Privacy event {kind!r} has no {', '.join(unknown)}; it takes {', '.join(sorted(names))}."
         )
     try:
         return event(**arguments)
-    except (TypeError, AttributeError, ValueError):
+    except (TypeError, AttributeError, ValueError, ArithmeticError):
         raise UserError(
             f"Privacy event {kind!r} has parameters {sorted(arguments)}, which do not fit it."
         ) from None
@@ -540,9 +549,11 @@ class SequentialEvent(Event, kind="sequential"):
         return common_unit(self.parts)
 
     def costs(self, relation: Relation) -> tuple[Cost, ...]:
-        """The parts' losses added up. A record lies in the same parts each time."""
+        """The parts' losses added up. Disjoint parts may be drawn anew each time: alternatives combine freely."""
         once = compose_costs([part.costs(relation) for part in self.parts])
-        return tuple(Counter({loss: n * self.times for loss, n in cost.items()}) for cost in once)
+        if len(once) == 1:
+            return (Counter({loss: n * self.times for loss, n in once[0].items()}),)
+        return compose_costs([once] * self.times)
 
 
 @dataclass(frozen=True)
@@ -628,8 +639,12 @@ def _stated(by_relation: Mapping[Relation, Any], relation: Relation, label: str)
 def _whole(event: Event, *names: str) -> None:
     for name in names:
         value = getattr(event, name)
-        if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
-            raise UserError(f"{event.label}: {name} must be a positive whole number, found {value!r}.")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, SupportsIndex)
+            or not 1 <= operator.index(value) <= _LARGEST_WHOLE
+        ):
+            raise UserError(f"{event.label}: {name} must be a positive whole number, found {_shown(value)}.")
         object.__setattr__(
             event, name, operator.index(value)
         )  # exact and JSON, whatever integer type came in
@@ -655,9 +670,21 @@ def _by_relation(event: Event, name: str, kind: type[int] | type[float]) -> None
     for relation, value in given.items():
         _number(event, f"{name} under {check_relation(relation)}", value)
         if kind(value) != value:
-            raise UserError(f"{event.label}: {name} under {relation} must be whole, found {value!r}.")
+            raise UserError(f"{event.label}: {name} under {relation} must be whole, found {_shown(value)}.")
         values[relation] = kind(value)
-    object.__setattr__(event, name, values)
+    object.__setattr__(event, name, _Frozen(values))
+
+
+class _Frozen(dict[Any, Any]):
+    """A mapping that stays as it is: accounts are remembered by their events."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("the parameters of a privacy event do not change")
+
+    __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = __setitem__  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
 
 def _parts(event: Event) -> None:
@@ -669,10 +696,19 @@ def _parts(event: Event) -> None:
 
 
 def _number(event: Event, name: str, value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and value >= 0)
-    ):
-        raise UserError(f"{event.label}: {name} must be finite and not negative, found {value!r}.")
+    """A number that squares and quotients of it stay finite for."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (plain and (value == 0 or _SMALLEST <= value <= _LARGEST)):
+        raise UserError(
+            f"{event.label}: {name} must be 0 or lie between {_SMALLEST:g} and {_LARGEST:g}, found {_shown(value)}."
+        )
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = (
+        repr(value)
+        if not isinstance(value, int) or abs(value) < 10**30
+        else f"a number of {len(str(value))} digits"
+    )
+    return text if len(text) <= 80 else f"{text[:77]}…"

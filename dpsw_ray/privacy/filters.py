@@ -33,6 +33,7 @@ __all__ = ["FILTERS", "Cap", "Filter", "Spending", "check_countable", "check_fil
 Filter = Literal["gaussian", "renyi"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 
+_SMALLEST, _LARGEST = 1e-9, 1e9  # what lies beyond caps nothing, and nothing can be worked out with it
 _ROUNDING = 1e-12  # relative, of a sum of RDP: more than float64 loses over a million charges
 _ORDERS = np.unique(
     np.concatenate([np.linspace(1.05, 2.0, 20), np.rint(np.geomspace(2.0, 1e6, 600))])
@@ -85,6 +86,8 @@ def make_cap(epsilon: float, delta: float, filter: Filter, order: float | None =
     """
     if not 0 < epsilon < math.inf:
         raise UserError(f"A cap must be a positive finite epsilon, found {epsilon!r}.")
+    if not _SMALLEST <= epsilon <= _LARGEST:
+        raise UserError(f"A cap must lie between epsilon {_SMALLEST:g} and {_LARGEST:g}, found {epsilon:g}.")
     if check_filter(filter) == "gaussian":
         return Cap(float(epsilon))
     if order is None:

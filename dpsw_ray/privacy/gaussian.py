@@ -21,6 +21,7 @@ __all__ = ["AccountingError", "EpsilonBounds", "check_delta", "gaussian_delta", 
 
 _ULP = 2.0**-50  # a few units in the last place: covers exp, erfcx, ndtr and the arithmetic around them
 _MU_MARGIN = 2.0**-48  # mu itself comes out of a square root, a quotient and a sum
+_SMALLEST_DELTA = 1e-200
 _LARGEST_MU = 1e100  # beyond it epsilon, about mu^2 / 2, leaves the range where float64 can bound anything
 
 
@@ -49,6 +50,8 @@ def check_delta(delta: float) -> float:
     """
     if not 0 < delta < 1:
         raise UserError(f"delta must lie between 0 and 1, found {delta!r}.")
+    if delta < _SMALLEST_DELTA:
+        raise UserError(f"delta must be at least {_SMALLEST_DELTA:g} to be worked with, found {delta!r}.")
     return delta
 
 

@@ -207,8 +207,11 @@ class Ledger:
         Raises:
             UserError: a parameter out of range, or different from what is registered under `name`.
         """
-        if not name:
-            raise UserError("A data set in the privacy ledger needs a name.")
+        if not name or name != name.strip() or not name.isprintable():
+            raise UserError(
+                f"A data set in the privacy ledger needs a name of printable characters, without blanks around it, "
+                f"found {name!r}."
+            )
         wanted: dict[str, Any] = {
             "relation": check_relation(relation),
             "unit": check_unit(unit),
@@ -412,6 +415,8 @@ class Ledger:
         with self._chain.transaction(write=False) as connection:
             self._chain.check_file(connection)
             rows = self._chain.rows(connection)
+        for charge in _parse(rows, self.path).charges:
+            charge.entry()
         for place, row in enumerate(export, 1):
             if place > len(rows):
                 raise UserError(
@@ -454,20 +459,36 @@ def _parse(rows: Iterable[Row], path: Path) -> _Log:
     caps: list[CapEntry] = []
     kept = tuple(rows)
     for row in kept:
-        values = json.loads(row.body)
-        if row.kind == "register":
-            entry = DatasetEntry(**{**values, "cap": _read_cap(values["cap"])})
-            datasets[entry.name] = entry
-        elif row.kind == "charge":
-            charges.append(_Charge(row, values))
-        elif row.kind == "cap":
-            cap = _read_cap(values.pop("cap"))
-            change = CapEntry(seq=row.seq, cap=cap, entry_hash=row.entry_hash, **values)
-            caps.append(change)
-            datasets[change.dataset] = dataclasses.replace(datasets[change.dataset], cap=cap)
-        else:
-            raise UserError(f"The privacy ledger {path} has entries {row.kind!r} of a newer version.")
+        try:
+            values = json.loads(row.body)
+            if row.kind == "register":
+                entry = DatasetEntry(**{**values, "cap": _read_cap(values["cap"])})
+                datasets[entry.name] = entry
+            elif row.kind == "charge":
+                if not isinstance(values["events"], list) or values["dataset"] not in datasets:
+                    raise ValueError
+                charges.append(_Charge(row, values))
+            elif row.kind == "cap":
+                cap = _read_cap(values.pop("cap"))
+                change = CapEntry(seq=row.seq, cap=cap, entry_hash=row.entry_hash, **values)
+                _check_raised(change, datasets[change.dataset].cap)
+                caps.append(change)
+                datasets[change.dataset] = dataclasses.replace(datasets[change.dataset], cap=cap)
+            else:
+                raise UserError(f"The privacy ledger {path} has entries {row.kind!r} of a newer version.")
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise UserError(
+                f"The privacy ledger {path} is damaged: entry {row.seq} is no {row.kind} that this program wrote; "
+                "restore a copy."
+            ) from None
     return _Log(kept, datasets, tuple(charges), tuple(caps))
+
+
+def _check_raised(change: CapEntry, before: Cap | None) -> None:
+    """A cap that rose without saying so was not written by this program."""
+    rose = before is not None and (change.cap is None or change.cap.epsilon > before.epsilon)
+    if rose and not change.raised:
+        raise ValueError
 
 
 def _read_cap(value: Any) -> Cap | None:

@@ -137,12 +137,17 @@ class SampledGaussian(Loss):
 @functools.lru_cache(maxsize=65536)
 def _sampled_bound(mu: float, q: float, order: int) -> float:
     """Accountants ask for the same orders many times over."""
-    k = np.arange(order + 1.0)
+    k = np.arange(2.0, order + 1)
     logs = gammaln(order + 1.0) - gammaln(k + 1) - gammaln(order - k + 1)
-    logs += k * math.log(q) + (order - k) * math.log1p(-q) + k * (k - 1) * mu**2 / 2
-    largest = float(logs.max())
-    moment = largest + math.log(float(np.exp(logs - largest).sum()))
-    return max(moment, 0.0) * (1 + 1e-9) / (order - 1)
+    logs += k * math.log(q) + (order - k) * math.log1p(-q)
+    exponents = k * (k - 1) * mu**2 / 2
+    # The binomial weights sum to 1: what is above 1 is summed by itself, or a small sum would drown in it.
+    excess = logs + np.where(exponents > 1, exponents + np.log1p(-np.exp(-np.maximum(exponents, 1.0))), 0.0)
+    excess = np.where(exponents > 1, excess, logs + np.log(np.expm1(np.minimum(exponents, 1.0))))
+    largest = float(excess.max())
+    total = largest + math.log(float(np.exp(excess - largest).sum()))
+    moment = total + math.log1p(math.exp(-total)) if total > 0 else math.log1p(math.exp(total))
+    return moment * (1 + 1e-9) / (order - 1)
 
 
 @dataclass(frozen=True)

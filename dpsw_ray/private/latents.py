@@ -103,8 +103,8 @@ class LatentStore:
             yield bounded(latents, table.column("label").to_numpy())
 
     def fingerprint(self) -> str:
-        """Hash of the names and bytes of the chunk files: changes with the latents, whatever their times say."""
-        digest = hashlib.blake2b(digest_size=32)
+        """Hash of the chunk files and of the number of rows: changes with the latents, whatever their times say."""
+        digest = hashlib.blake2b((self.folder / "rows.json").read_bytes(), digest_size=32)
         for path in sorted(self.folder.glob("chunk-*.arrow")):
             with path.open("rb") as stream:
                 content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest()

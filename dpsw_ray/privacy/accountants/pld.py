@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from dpsw_ray.privacy.accountants.base import Accountant, gaussian_part, is_unbounded
+from dpsw_ray.privacy.accountants.base import LEAST_DELTA, Accountant, gaussian_part, is_unbounded
 from dpsw_ray.privacy.accountants.rdp import RdpAccountant
 from dpsw_ray.privacy.gaussian import AccountingError, EpsilonBounds
 from dpsw_ray.privacy.losses import Cost, Gaussian, Loss, SampledGaussian, SlicedGaussian
@@ -40,6 +40,10 @@ class PldAccountant(Accountant):
         """Epsilon by rounding losses up (`upper`) and down (`lower`)."""
         if is_unbounded(cost):
             return EpsilonBounds(math.inf, math.inf, math.inf)
+        if delta < LEAST_DELTA:
+            raise AccountingError(
+                f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}."
+            )
         try:
             upper, lower = (
                 float(_composed(cost, delta, pessimistic).get_epsilon_for_delta(delta))
@@ -55,9 +59,10 @@ class PldAccountant(Accountant):
         return EpsilonBounds(lower, (lower + upper) / 2, upper)
 
 
-def pld_delta(cost: Cost, epsilons: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
-    """Upper bound on delta at each of the sorted `epsilons`; tails are cut at a part of `scale`."""
-    deltas: NDArray[np.float64] = np.asarray(_composed(cost, scale, True).get_delta_for_epsilon(epsilons))
+def pld_delta(cost: Cost, epsilons: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Upper bound on delta at each of the sorted `epsilons`; rounding in the transforms is added."""
+    found = _composed(cost, LEAST_DELTA, True).get_delta_for_epsilon(epsilons)
+    deltas: NDArray[np.float64] = np.asarray(found) + LEAST_DELTA
     return deltas
 
 

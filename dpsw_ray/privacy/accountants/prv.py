@@ -14,7 +14,7 @@ from prv_accountant.accountant import compute_safe_domain_size
 from prv_accountant.privacy_random_variables import PrivacyRandomVariable
 from scipy.special import ndtr
 
-from dpsw_ray.privacy.accountants.base import Accountant, gaussian_part
+from dpsw_ray.privacy.accountants.base import LEAST_DELTA, Accountant, gaussian_part
 from dpsw_ray.privacy.accountants.rdp import RdpAccountant
 from dpsw_ray.privacy.gaussian import AccountingError, EpsilonBounds
 from dpsw_ray.privacy.losses import Cost, Gaussian, Loss, SampledGaussian, SlicedGaussian
@@ -44,6 +44,10 @@ class PrvAccountant(Accountant):
 
     def cost_epsilon(self, cost: Cost, delta: float) -> EpsilonBounds:
         """Epsilon of the composition, by fast Fourier transform."""
+        if delta < LEAST_DELTA:
+            raise AccountingError(
+                f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}."
+            )
         mu, rest = gaussian_part(cost)
         if rest:
             # Composing the Gaussian losses first is exact and saves grids. A purely Gaussian list stays as it is:
