@@ -10,6 +10,7 @@ import typer
 
 from dpsw_ray.commands.account import account
 from dpsw_ray.commands.audit import audit
+from dpsw_ray.commands.compare import compare
 from dpsw_ray.commands.ledger import ledger
 from dpsw_ray.commands.runs import flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (flow, generate, plan, account, audit):
+for command in (flow, generate, plan, compare, account, audit):
     app.command()(command)
 app.add_typer(ledger, name="ledger")
 

@@ -148,6 +148,7 @@ class EncoderConfig(_Section):
     learning_rate: Real = Field(1e-3, gt=0.0)
     holdout_fraction: Real = Field(0.1, gt=0.0, lt=0.9, description="public hold-out for early stopping")
     patience: Whole = Field(5, ge=1, description="epochs without progress on the hold-out before stopping")
+    seed: Whole | None = Field(None, ge=0, description="public: weights, batches; default: the run's seed")
 
 
 class PrivacyConfig(_Section):
@@ -226,6 +227,9 @@ class EvaluationConfig(_Section):
     enabled: bool = True
     directions: Whole = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
     images: Whole = Field(10_000, ge=1, description="at most this many samples go into image metrics")
+    seed: Whole | None = Field(
+        None, ge=0, description="public: classifier, directions, baselines; default: the run's seed"
+    )
     research: bool = Field(
         False, description="also measure against private records: epsilon = infinity, kept apart"
     )
@@ -278,6 +282,16 @@ class RunConfig(_Section):
                 f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones"
             )
         return self
+
+    @property
+    def encoder_seed(self) -> int:
+        """Of the encoder: runs with other seeds may share one."""
+        return self.seed if self.encoder.seed is None else self.encoder.seed
+
+    @property
+    def evaluation_seed(self) -> int:
+        """Of everything that judges: figures compare only where the same classifier and directions gave them."""
+        return self.seed if self.evaluation.seed is None else self.evaluation.seed
 
     @property
     def home(self) -> Path:

@@ -40,7 +40,7 @@ from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.samples import write_samples
 from dpsw_ray.tracking import open_tracker
 
-__all__ = ["RunResult", "divided_data", "generate", "run", "spawn_shards", "train_encoder"]
+__all__ = ["RunResult", "check_relation", "divided_data", "generate", "run", "spawn_shards", "train_encoder"]
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,21 @@ def _open_ledger(config: RunConfig, release: Path) -> Ledger:
     A cap refuses here what it would refuse later, when the encoder is trained, unless a release was begun.
     """
     ledger = open_ledger(config.ledger_path)
+    check_relation(config, ledger)
     begun = any((release / name).exists() for name in ("manifest.json", "pending.json"))
     ledger.check(ledger_account(config), config.privacy.relation, () if begun else _expected(config))
+    return ledger
+
+
+def check_relation(config: RunConfig, ledger: Ledger) -> None:
+    """Refuses another relation than the data set is registered with, where its number of records is protected.
+
+    Raises:
+        UserError: the data set is registered under `add_remove`, and the run is not.
+    """
     own = next((entry for entry in ledger.datasets() if entry.name == config.data.account), None)
     if own is not None and own.relation == "add_remove":  # a research account hides N no less
         ledger.check(own.name, config.privacy.relation)
-    return ledger
 
 
 def _expected(config: RunConfig) -> tuple[Event, ...]:
@@ -198,7 +207,7 @@ def train_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Prog
     def train() -> Encoder:
         with progress.task("Training the encoder on the public part", config.encoder.epochs) as task:
             return fit_encoder(
-                data.info.schema, public.values, config.encoder, config.seed,
+                data.info.schema, public.values, config.encoder, config.encoder_seed,
                 bounds=config.data.bounds, progress=_advance(task), device=_device(),
             )  # fmt: skip
 
@@ -307,7 +316,7 @@ def _evaluate(
                 test=data.test(),
                 encoder=encoder,
                 classes=data.info.classes,
-                seed=config.seed,
+                seed=config.evaluation_seed,
                 home=config.home,
                 progress=_advance(task),
             ),
@@ -321,7 +330,7 @@ def _research(
         "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
     )
     distance = shards.call(
-        "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.seed)
+        "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.evaluation_seed)
     )[0]
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_json(

@@ -34,6 +34,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+_RUN_KEY = "dpsw.key"
 _KEY, _PARAM, _TAG, _METRICS, _PAIRS = 250, 6000, 5000, 1000, 100  # MLflow's limits on texts and batches
 
 
@@ -43,12 +44,17 @@ class Tracker:
     As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt). Should
     the store fail in the middle, the tracker warns once and goes silent: the run's folder holds everything
     anyway, and a release that was paid for must not be lost to a tracking server.
+
+    Attributes:
+        run_id: of the run.
+        complete: whether it is one that had FINISHED before and is only looked at again.
     """
 
-    def __init__(self, client: Any = None, run_id: str = "", uri: str = "") -> None:
+    def __init__(self, client: Any = None, run_id: str = "", uri: str = "", complete: bool = False) -> None:
         self._client = client
         self._uri = uri
         self.run_id = run_id
+        self.complete = complete
 
     @property
     def enabled(self) -> bool:
@@ -132,7 +138,12 @@ class Tracker:
 
 
 def open_tracker(
-    config: TrackingConfig, output_root: Path, run_name: str, *, parent: str | None = None
+    config: TrackingConfig,
+    output_root: Path,
+    run_name: str,
+    *,
+    parent: str | None = None,
+    key: str | None = None,
 ) -> Tracker:
     """Starts an MLflow run in the configured store, by default a SQLite data base under `output_root`.
 
@@ -141,6 +152,8 @@ def open_tracker(
         output_root: the folder of all runs; gets `mlflow.db` and `mlartifacts/`.
         run_name: the run's name in MLflow.
         parent: the id of the run to nest this one under.
+        key: a name that is this run's alone, of letters, digits and . _ - only: the run that bears it already,
+            if there is one, goes on.
 
     Raises:
         UserError: the store does not answer, is not writable, or is not an MLflow store.
@@ -156,11 +169,15 @@ def open_tracker(
             experiment = _experiment(
                 client, config.experiment, None if _is_server(uri) else root / "mlartifacts"
             )
-        tags = {"mlflow.parentRunId": parent} if parent else {}
-        run = client.create_run(experiment, tags=tags, run_name=run_name)
+        tags = {name: value for name, value in (("mlflow.parentRunId", parent), (_RUN_KEY, key)) if value}
+        found = client.search_runs([experiment], f"tags.`{_RUN_KEY}` = '{key}'", max_results=1) if key else []
+        complete = bool(found) and found[0].info.status == "FINISHED"
+        if found:
+            client.update_run(found[0].info.run_id, status="RUNNING")
+        run = found[0] if found else client.create_run(experiment, tags=tags, run_name=run_name)
     except Exception as error:
         raise _refused(uri, _line(error)) from None
-    return Tracker(client, run.info.run_id, uri)
+    return Tracker(client, run.info.run_id, uri, complete)
 
 
 def _log_batch(client: Any, run_id: str, batch: dict[str, list[Any]]) -> None:

@@ -43,9 +43,9 @@ def cached_encoder(
     key = cache_key(
         public=public_digest,
         schema=schema.to_dict(),
-        encoder=config.encoder.model_dump(mode="json"),
+        encoder=config.encoder.model_dump(mode="json", exclude={"seed"}),
         bounds=config.data.bounds,
-        seed=config.seed,
+        seed=config.encoder_seed,
         code=code_version("dpsw_ray.encoders"),
     )
     return cached(home / "encoders" / key, load_encoder, train, lambda encoder, folder: encoder.save(folder))

@@ -1,0 +1,67 @@
+"""`dpsw compare`: methods side by side over epsilons and seeds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpsw_ray.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption
+from dpsw_ray.errors import UserError
+
+__all__ = ["compare"]
+
+
+def compare(
+    config: ConfigArgument,
+    methods: Annotated[str, typer.Option(help="comma-separated, such as dpswflow-h")],
+    epsilon: Annotated[str, typer.Option(help="comma-separated, such as 0.2,1,5,inf; inf is without noise")],
+    output: Annotated[Path, typer.Option(help="the comparison's folder, new or to go on with")],
+    seeds: Annotated[
+        int, typer.Option(min=1, help="trials of each pair; they count up from the config's seed")
+    ] = 3,
+    metrics: Annotated[
+        str, typer.Option(help="comma-separated: sliced_w2, sliced_w2_test, fid, logreg, intended, seconds")
+    ] = "sliced_w2,fid,logreg",
+    set_: SetOption = [],  # noqa: B006 (typer reads it)
+    own: Annotated[
+        list[str],
+        typer.Option("--for", metavar="METHOD:KEY=VALUE", help="override a key for one method alone"),
+    ] = [],  # noqa: B006
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="trials at a time; default cluster.actors, 1 without Ray")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare methods: a run for every method, epsilon and seed, on the same data, split and encoder.
+
+    The same command goes on with a comparison that was interrupted; a larger grid in the same folder adds what is
+    missing. The runs are research: they charge research accounts of the ledger and must not be published.
+    Exit code 1 where a trial failed.
+    """
+    from dpsw_ray.experiment.compare import compare as make
+    from dpsw_ray.experiment.grid import make_grid, parse_epsilons, parse_methods, parse_own
+    from dpsw_ray.experiment.measures import choose_measures
+    from dpsw_ray.files import to_json
+    from dpsw_ray.output import resolve_output
+    from dpsw_ray.progress import Progress
+
+    measures = choose_measures(metrics)
+    grid = make_grid(config, set_, parse_methods(methods), parse_epsilons(epsilon), seeds, parse_own(own))
+    if grid.config.cluster.executor == "local" and jobs not in (None, 1):
+        raise UserError(
+            f"--jobs {jobs} needs cluster.executor ray, found local, which does one trial at a time."
+        )
+    if jobs is None:
+        jobs = 1 if grid.config.cluster.executor == "local" else grid.config.cluster.actors
+    folder = resolve_output(grid.config, output)
+    progress = Progress(quiet=quiet or as_json)
+    table = make(grid, measures, folder, min(jobs, len(grid.trials)), progress)
+    if as_json:
+        print(to_json(table.to_dict()))
+    progress.say(f"\n{table.to_markdown()}\nPage: {folder / 'compare.html'}")
+    if table.count("failed"):
+        sys.exit(1)

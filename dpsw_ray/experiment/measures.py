@@ -1,0 +1,81 @@
+"""The figures an experiment compares, by short names, and where a finished run keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dpsw_ray.errors import UserError
+
+__all__ = ["MEASURES", "Figures", "Measure", "choose_measures", "read_figures"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a run.
+
+    Attributes:
+        title: in words; in `metrics.json`, its name.
+        better: which way.
+        private: computed from private records without noise: its epsilon is infinite.
+    """
+
+    title: str
+    better: Literal["lower", "higher"]
+    private: bool = False
+
+
+MEASURES: Mapping[str, Measure] = {
+    "sliced_w2": Measure("sliced W2 to private latents", "lower", private=True),
+    "sliced_w2_test": Measure("sliced W2 to test latents", "lower"),
+    "fid": Measure("FID (classifier features)", "lower"),
+    "logreg": Measure("LogReg accuracy", "higher"),
+    "intended": Measure("intended class", "higher"),
+    "seconds": Measure("seconds of all phases", "lower"),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A run's figures by short name; what it did not measure is missing.
+
+    Attributes:
+        values: name -> figure.
+        baselines: name -> what it was measured against -> figure.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def choose_measures(text: str) -> dict[str, Measure]:
+    """The measures that a comma-separated list names, in its order.
+
+    Raises:
+        UserError: some name is none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        if name not in MEASURES:
+            raise UserError(f"--metrics takes some of {', '.join(MEASURES)}, found {name!r}.")
+    return {name: MEASURES[name] for name in names}
+
+
+def read_figures(folder: Path) -> Figures:
+    """All figures of the finished run in `folder`."""
+    stored = json.loads((folder / "metrics.json").read_text())
+    values: dict[str, Any] = {"seconds": sum(stored["seconds"].values())}
+    baselines: dict[str, Mapping[str, float]] = {}
+    for name, measure in MEASURES.items():
+        if entry := stored["metrics"].get(measure.title):
+            values[name] = entry["value"]
+            baselines[name] = entry["baselines"]
+    research = folder / "research" / "metrics.json"
+    if research.exists():
+        values["sliced_w2"] = json.loads(research.read_text())["sliced_w2_to_private_latents"]
+    return Figures(
+        {name: float(values[name]) for name in MEASURES if values.get(name) is not None}, baselines
+    )
