@@ -13,10 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.config import RunConfig
-from dpsw_ray.data.split import DatasetInfo
+from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.evaluation.pictures import curve_figure, image_grid, slices_figure
-from dpsw_ray.evaluation.report import Metric, ReportContext, render_report
+from dpsw_ray.evaluation.pictures import (
+    curve_figure,
+    image_grid,
+    losses_figure,
+    reconstructions_figure,
+    slices_figure,
+)
+from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, render_report
 from dpsw_ray.files import write_bytes, write_json, write_text
 from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.plan import ledger_account
@@ -33,6 +39,7 @@ __all__ = ["Results", "publish", "release_manifest"]
 
 _PER_CLASS = 10
 _PANELS = 8
+_RECONSTRUCTIONS = 12
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         assert schema.value_range is not None
         samples_png = image_grid(records, labels if names else None, names, _PER_CLASS, schema.value_range)
     slices_png = _slices(results)
+    encoder_section = _encoder(results) if results.encoder.history else None
     curve_png = curve_figure(steps, flow.distances, "Convergence of the flow", "sliced W2 to the release")
 
     write_json(folder / "privacy.json", privacy)
@@ -139,6 +147,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         config_yaml=config.to_yaml(),
         versions=_versions(),
         created=_now(),
+        encoder=encoder_section,
     )
     write_text(folder / "report.html", render_report(context))
 
@@ -146,6 +155,12 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
     tracker.metrics({metric.name: metric.value for metric in results.metrics})
     tracker.metrics({f"seconds/{phase}": seconds for phase, seconds in results.timings.items()})
     tracker.step_metrics({"flow/sliced W2 to the release": list(zip(steps, flow.distances, strict=True))})
+    tracker.step_metrics(
+        {
+            f"encoder/{name}": [(i + 1, epoch[name]) for i, epoch in enumerate(results.encoder.history)]
+            for name in ("train_loss", "holdout_loss")
+        }
+    )
     tracker.tags({"publishable": release.publishable, "relation": privacy["relation"], "folder": folder})
     for name in ("privacy.json", "metrics.json", "report.html", "config.yaml", "samples.png"):
         if (folder / name).exists():
@@ -153,6 +168,10 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
     tracker.artifact(folder / "release" / "manifest.json", "release")
     tracker.figure("slices", slices_png)
     tracker.figure("convergence", curve_png)
+    if encoder_section is not None:
+        tracker.figure("encoder losses", encoder_section.losses_png)
+        if encoder_section.reconstructions_png is not None:
+            tracker.figure("reconstructions", encoder_section.reconstructions_png)
     return privacy
 
 
@@ -178,6 +197,31 @@ def _slices(results: Results) -> bytes:
     projections = results.flow.particles @ slices.directions[:count].T
     smoothed = projections + slices.grid.sigma * rng.standard_normal(projections.shape)
     return slices_figure(slices.grid.edges, released, smoothed.T)
+
+
+def _encoder(results: Results) -> EncoderSection:
+    """The training of the encoder, and what it makes of the first test records, of public ones without a test part."""
+    encoder, config, data = results.encoder, results.config.encoder, Dataset(results.info)
+    losses = [epoch["holdout_loss"] for epoch in encoder.history]
+    kept = int(np.nanargmin(losses))
+    facts = {
+        "kind": config.kind,
+        "latent dimension": encoder.latent_dim,
+        "loss": config.loss,
+        "epochs trained": len(losses),
+        "weights of epoch": kept + 1,
+        "training loss then": encoder.history[kept]["train_loss"],
+        "hold-out loss then": losses[kept],
+    }
+    reconstructions_png, part = None, "test" if results.info.test_count else "public"
+    if encoder.schema.kind == "image":
+        assert encoder.schema.value_range is not None
+        records = (data.test() if part == "test" else data.public()).values[:_RECONSTRUCTIONS]
+        decoded = encoder.decode(encoder.encode(records))
+        reconstructions_png = reconstructions_figure(records, decoded, encoder.schema.value_range)
+    return EncoderSection(
+        facts, losses_figure(encoder.history), reconstructions_png, f"The first records of the {part} part"
+    )
 
 
 def _facts(results: Results) -> dict[str, Any]:

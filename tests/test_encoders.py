@@ -119,6 +119,13 @@ def test_early_stopping_keeps_the_best_weights(digits: NDArray[np.uint8]) -> Non
     assert len(losses) - 1 - int(np.argmin(losses)) == 3
 
 
+def test_early_stopping_sees_the_net_and_no_lag_of_its_statistics(digits: NDArray[np.uint8]) -> None:
+    config = QUICK.model_copy(update={"kind": "conv", "batch_size": 250, "learning_rate": 3e-3})
+    history = train_autoencoder(DIGITS, digits[:400], config, seed=0).history  # two steps an epoch
+    for epoch in history:
+        assert epoch["holdout_loss"] < 1.1 * epoch["train_loss"], history
+
+
 def test_progress_reports_every_epoch(digits: NDArray[np.uint8]) -> None:
     calls: list[tuple[str, int, int, dict[str, float]]] = []
     train_autoencoder(DIGITS, digits[:200], QUICK, 0, lambda *call: calls.append(call))
@@ -160,6 +167,10 @@ def test_saved_encoders_come_back_bit_for_bit(digits: NDArray[np.uint8], kind: s
     latents = encoder.encode(digits)
     np.testing.assert_array_equal(again.encode(digits), latents)
     np.testing.assert_array_equal(again.decode(latents), encoder.decode(latents))
+    assert again.history == encoder.history
+    assert [sorted(epoch) for epoch in again.history] == (
+        [] if kind == "identity" else [["holdout_loss", "train_loss"]]
+    )
 
 
 def test_a_damaged_encoder_is_refused(tmp_path: Path) -> None:

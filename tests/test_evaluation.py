@@ -15,7 +15,13 @@ from dpsw_ray.evaluation import sliced
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
 from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
 from dpsw_ray.evaluation.fid import frechet_distance
-from dpsw_ray.evaluation.pictures import curve_figure, image_grid, slices_figure
+from dpsw_ray.evaluation.pictures import (
+    curve_figure,
+    image_grid,
+    losses_figure,
+    reconstructions_figure,
+    slices_figure,
+)
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 
 DIGITS = RecordSchema("image", (8, 8, 1), (), (0, 16))
@@ -116,6 +122,34 @@ def test_the_classifier_is_trained_once(
     assert len(steps) == 2
 
 
+def test_the_classifier_stops_once_the_hold_out_tells_it_nothing_new(digits: Labelled) -> None:
+    rng = np.random.default_rng(0)
+    images = digits[0][:600]
+    guesses = rng.integers(0, 10, 600).astype(np.int32)
+    labels = np.where(
+        rng.random(600) < 0.5, guesses, digits[1][:600]
+    )  # half of them can only be learnt by heart
+    calls: list[tuple[str, int, int, dict[str, float]]] = []
+    trained = train_classifier(DIGITS, images, labels, 10, 0, lambda *call: calls.append(call))
+    _, last, steps, _ = calls[-1]
+    losses = [call[3]["holdout_loss"] for call in calls]
+    assert last < steps
+    assert losses[-1] > 1.02 * min(losses)
+    held = np.random.default_rng(0).permutation(600)[:60]
+    kept = -np.log(trained.probabilities(images[held])[np.arange(60), labels[held]]).mean()
+    assert kept == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_classifier_is_done_soon_where_classes_are_plain() -> None:
+    schema = RecordSchema("table", (2,), ("a", "b"))
+    labels = (np.arange(4_000) % 2).astype(np.int32)
+    values = np.random.default_rng(0).normal(size=(4_000, 2)) + 12.0 * labels[:, None]
+    calls: list[tuple[str, int, int, dict[str, float]]] = []
+    trained = train_classifier(schema, values, labels, 2, 0, lambda *call: calls.append(call))
+    assert calls[-1][1] < 0.7 * calls[-1][2]
+    assert np.mean(trained.predict(values) == labels) > 0.999
+
+
 def test_the_classifier_takes_tables_and_skips_unlabelled_records() -> None:
     rng = np.random.default_rng(0)
     schema = RecordSchema("table", (2,), ("a", "b"))
@@ -161,6 +195,22 @@ def test_grids_show_every_class_and_fit_the_value_range(digits: Labelled) -> Non
     colour = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
     assert _pixels(image_grid(colour, np.full(4, -1), [], 3)).ndim == 3
     assert _pixels(image_grid(images[:0], None, [], 3)).ndim == 3
+
+
+def test_reconstructions_stand_below_their_originals() -> None:
+    white, black = np.full((3, 64, 64, 1), 255, np.uint8), np.zeros((3, 64, 64, 1), np.uint8)
+    strip = _pixels(reconstructions_figure(white, black))[4:-4, -190:-10, :3]
+    half = len(strip) // 2
+    assert strip[: half - 2].mean() > 0.98
+    assert strip[half + 2 :].mean() < 0.05
+
+
+def test_losses_mark_the_epoch_that_was_kept() -> None:
+    history = [{"train_loss": 0.5 / i, "holdout_loss": loss} for i, loss in enumerate((0.6, 0.2, 0.4), 1)]
+    later = [*history[:2], {"train_loss": 0.1, "holdout_loss": 0.1}]
+    assert _pixels(losses_figure(history)).shape == (340, 640, 4)
+    assert not np.array_equal(_pixels(losses_figure(history)), _pixels(losses_figure(later)))
+    assert _pixels(losses_figure(history[:1])).ndim == 3
 
 
 def test_figures_are_drawn() -> None:

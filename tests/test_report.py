@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpsw_ray.evaluation.report import Metric, ReportContext, render_report
+from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, render_report
 from dpsw_ray.privacy.statement import RunFacts, state
 
 PNG = base64.b64decode(
@@ -182,6 +182,17 @@ def test_a_run_without_noise_says_so() -> None:
         ).text
         assert "no noise, no privacy" in text and "epsilon is infinite" in text and "∞" in text
         assert "Against" not in text and "noise added" not in text
+
+
+def test_the_encoder_is_shown_where_one_was_trained() -> None:
+    section = EncoderSection({"epochs trained": 17}, PNG, PNG, "The first records of the test part")
+    shown = page(encoder=section)
+    assert "Encoder" in shown.text and "epochs trained17" in shown.text
+    assert "The first records of the test part, in the order they came" in shown.text
+    assert len(shown.sources) == len(page().sources) + 2
+    table = page(encoder=dataclasses.replace(section, reconstructions_png=None))
+    assert "Reconstructions" not in table.text and len(table.sources) == len(page().sources) + 1
+    assert "Trained on public records only" not in page().text
 
 
 def test_an_empty_report_still_renders() -> None:

@@ -189,12 +189,13 @@ def _vgg64(channels: int, latent_dim: int) -> tuple[nn.Module, nn.Module]:
         encoder.append(nn.MaxPool2d(2))
     encoder += [nn.Conv2d(before, latent_dim, 4), nn.Flatten()]
     decoder: list[nn.Module] = [*_seed(latent_dim, before)]
-    narrower = [width for width, _ in blocks[-2::-1]] + [blocks[0][0]]
-    for (width, depth), after in zip(reversed(blocks), narrower, strict=True):
+    narrower = [width for width, _ in blocks[-2::-1]]
+    for (width, depth), after in zip(blocks[:0:-1], narrower, strict=True):
         decoder.append(nn.Upsample(scale_factor=2))
         for step in range(depth):
             decoder += layer(width, after if step == depth - 1 else width)
-    decoder.append(nn.Conv2d(narrower[-1], channels, 3, padding=1))
+    first = narrower[-1]
+    decoder += [nn.Upsample(scale_factor=2), *layer(first, first), nn.Conv2d(first, channels, 3, padding=1)]
     return nn.Sequential(*encoder), nn.Sequential(*decoder)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from dpsw_ray.config import EncoderConfig
 from dpsw_ray.data.records import RecordSchema
@@ -22,7 +23,9 @@ __all__ = ["Progress", "TrainedEncoder", "record_scaling", "scale_records", "see
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what, done, total, figures)."""
 
-BATCH = 256  # of encode and decode; fixed, because a kernel's rounding may depend on the batch's shape
+BATCH = 64  # of encode and decode; fixed, because a kernel's rounding may depend on the batch's shape
+
+SETTLE = 2_000  # training records at most that the batch normalisation's statistics are taken from
 
 
 class TrainedEncoder(Encoder):
@@ -30,7 +33,6 @@ class TrainedEncoder(Encoder):
 
     Attributes:
         config: the config it was trained with.
-        history: per epoch `train_loss` and `holdout_loss`, both in the units of the loss.
     """
 
     family: ClassVar[str] = "autoencoder"
@@ -42,7 +44,7 @@ class TrainedEncoder(Encoder):
         net: Autoencoder,
         shift: Tensor,
         scale: Tensor,
-        history: list[dict[str, float]],
+        history: Sequence[Mapping[str, float]],
     ) -> None:
         self.schema, self.config, self.history = schema, config, history
         self.latent_dim, self.sphere = config.latent_dim, config.sphere
@@ -70,22 +72,23 @@ class TrainedEncoder(Encoder):
     def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
         """Latents [n, d] to records [n, *shape]."""
         points = np.asarray(latents, dtype=np.float32).reshape(-1, self.latent_dim)
-        values = np.empty((len(points), *self.schema.shape))
+        records = np.empty((len(points), *self.schema.shape), self.schema.dtype)
         for start, batch in _batches(points):
             with torch.inference_mode():
                 out = self._net.decode(torch.from_numpy(batch).to(self._shift.device))
                 if self.schema.kind == "image":
                     out = torch.sigmoid(out)
                 out = out.double() * self._scale + self._shift
-            values[start : start + BATCH] = out.cpu().numpy()[: len(points) - start]
-        return to_records(values, self.schema)
+            values = out.cpu().numpy()[: len(points) - start]
+            records[start : start + BATCH] = to_records(values, self.schema)
+        return records
 
     def manifest(self) -> dict[str, Any]:
         """Schema, config and learning curve."""
         return {
             "schema": self.schema.to_dict(),
             "config": self.config.model_dump(mode="json"),
-            "history": self.history,
+            "history": list(self.history),
         }
 
     def weights(self) -> dict[str, Tensor]:
@@ -162,6 +165,9 @@ def train_autoencoder(
                 optimiser.step()
                 schedule.step()
                 total += loss.detach() * len(rows)
+            # The running statistics lag behind weights that move fast: after a few steps, early stopping would see
+            # the lag alone. Taken anew with the weights of this epoch.
+            update_bn(_parts(train[shuffled[:SETTLE]], shift, scale), net)
             figures = {
                 "train_loss": float(total) / len(train),
                 "holdout_loss": _holdout_loss(net, _parts(holdout, shift, scale), schema, config),
@@ -226,7 +232,8 @@ def _batches(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def _parts(records: Tensor, shift: Tensor, scale: Tensor) -> Iterator[Tensor]:
-    for part in torch.split(records, BATCH):
+    """Parts of equal size, up to one record: none weighs more than it should in an average over parts."""
+    for part in records.tensor_split(-(-len(records) // BATCH)):
         yield scale_records(part, shift, scale)
 
 

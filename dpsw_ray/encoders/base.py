@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,9 @@ __all__ = ["Encoder", "load_encoder", "read_weights", "to_records", "write_weigh
 
 FORMAT = 1
 
+_FAMILIES: dict[str, type[Encoder]] = {}
+"""Every encoder by its family's name; importing the package `dpsw_ray.encoders` defines them all."""
+
 
 class Encoder(ABC):
     """Records to latents in the closed unit ball and back; fitted on public records only.
@@ -31,12 +34,18 @@ class Encoder(ABC):
         schema: what a record is.
         latent_dim: d.
         sphere: whether every latent lies on the unit sphere.
+        history: `train_loss` and `holdout_loss` of every epoch, both of public records and in the units of the
+            loss; empty where nothing was trained.
     """
 
     family: ClassVar[str]
     schema: RecordSchema
     latent_dim: int
     sphere: bool
+    history: Sequence[Mapping[str, float]] = ()
+
+    def __init_subclass__(cls) -> None:
+        _FAMILIES[cls.family] = cls
 
     @abstractmethod
     def encode(self, records: NDArray[Any]) -> NDArray[np.float64]:
@@ -74,13 +83,9 @@ def load_encoder(folder: Path, device: str = "cpu") -> Encoder:
     Raises:
         UserError: where the folder is not a whole encoder, or its weights are not those of the manifest.
     """
-    from dpsw_ray.encoders.autoencoder import TrainedEncoder
-    from dpsw_ray.encoders.tabular import IdentityEncoder
-
     manifest, weights = read_weights(folder, "encoder.json")
-    families: dict[str, type[Encoder]] = {cls.family: cls for cls in (TrainedEncoder, IdentityEncoder)}
     try:
-        return families[manifest["family"]].restore(manifest, weights, device)
+        return _FAMILIES[manifest["family"]].restore(manifest, weights, device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} does not hold an encoder of this version ({type(error).__name__})."

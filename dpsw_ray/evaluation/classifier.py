@@ -22,8 +22,14 @@ __all__ = ["FEATURES", "Classifier", "cached_classifier", "load_classifier", "tr
 
 FEATURES = "lenet features"
 WIDTH = 128  # of the penultimate layer
-BATCH = 128
-STEPS = 1_200  # five passes over 30,000 records; small sets are passed over more often
+BATCH = 128  # smaller where there are few records: a pass has at least LEAST_STEPS steps, batches at least 16 records
+LEAST_STEPS = 32
+STEPS = 1_200  # at most: five passes over 30,000 records
+PASSES = 20  # at most: what ends the training on few records
+CHECKS = 24  # looks at the hold-out in the whole of the training
+PATIENCE = 8  # looks without progress before stopping; half the cycle's hot phase, where the loss is noisy
+TOLERANCE = 1e-3  # nats the hold-out's cross-entropy must fall by to count as progress
+HOLDOUT = 1_000  # records at most, a tenth where there are fewer than 10,000
 LEARNING_RATE = 3e-3
 
 
@@ -78,15 +84,18 @@ def train_classifier(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Classifier:
-    """Trains on public labelled records: Adam with one cycle of the learning rate, a fixed number of steps.
+    """Trains on public labelled records, keeping the weights that were best on a public hold-out of them.
+
+    Adam with one cycle of the learning rate, which ends early once the hold-out's cross-entropy has stopped
+    falling. Deterministic given the seed, the machine and the number of threads.
 
     Args:
         schema: what a record is.
         public_values: public records [n, *shape].
         public_labels: their classes [n]; -1 means none and leaves the record out.
         classes: number of classes.
-        seed: of the weights and the shuffling.
-        progress: called now and then with ("classifier", step, steps, {"train_loss": ...}).
+        seed: of the weights, the hold-out and the shuffling.
+        progress: called at every look at the hold-out with ("classifier", step, steps, losses).
         device: where to train; the classifier stays there.
 
     Raises:
@@ -97,22 +106,43 @@ def train_classifier(
         raise UserError(
             "A classifier needs labelled public records, found none; set evaluation.enabled: false."
         )
-    records = torch.from_numpy(public_values[labelled]).to(device)
-    labels = torch.from_numpy(public_labels[labelled].astype(np.int64)).to(device)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(labelled))
+    held = min(HOLDOUT, max(1, len(order) // 10))
+    records = torch.from_numpy(public_values[order]).to(device)
+    labels = torch.from_numpy(public_labels[order].astype(np.int64)).to(device)
     shift, scale = record_scaling(schema, records)
+    batch = min(BATCH, max(16, (len(order) - held) // LEAST_STEPS), len(order) - held)
+    steps = min(STEPS, PASSES * ((len(order) - held) // batch))
+    every = -(-steps // CHECKS)
     with seeded(seed, device) as generator:
-        net = _build(schema, classes).to(device).train()
+        net = _build(schema, classes).to(device)
         optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
-        for step, rows in enumerate(_draws(len(records), generator)):
-            rows = rows.to(device)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
+        best, best_loss, mark, waited = net.state_dict(), math.inf, math.inf, 0
+        for step, rows in enumerate(_draws(len(order) - held, batch, steps, generator), 1):
+            rows = (rows + held).to(device)
+            net.train()
             loss = nn.functional.cross_entropy(net(_inputs(records[rows], shift, scale)), labels[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-            if progress is not None and (step + 1) % 100 == 0:
-                progress("classifier", step + 1, STEPS, {"train_loss": float(loss.detach())})
+            if step % every and step < steps:
+                continue
+            holdout_loss = _holdout_loss(net, _inputs(records[:held], shift, scale), labels[:held])
+            if progress is not None:
+                losses = {"train_loss": float(loss.detach()), "holdout_loss": holdout_loss}
+                progress("classifier", step, steps, losses)
+            if holdout_loss < best_loss:
+                best = {key: value.clone() for key, value in net.state_dict().items()}
+                best_loss = holdout_loss
+            if holdout_loss < mark - TOLERANCE:
+                mark, waited = holdout_loss, 0
+            else:
+                waited += 1
+            if waited >= PATIENCE:
+                break
+    net.load_state_dict(best)
     return Classifier(schema, classes, net, shift, scale)
 
 
@@ -183,11 +213,17 @@ def _inputs(records: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return scaled
 
 
-def _draws(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """STEPS batches of row numbers: whole passes in a fresh order each, no row twice in a pass."""
+@torch.inference_mode()
+def _holdout_loss(net: nn.Sequential, inputs: Tensor, labels: Tensor) -> float:
+    net.eval()
+    return float(nn.functional.cross_entropy(net(inputs), labels))
+
+
+def _draws(count: int, batch: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of row numbers: whole passes in a fresh order each, no row twice in a pass."""
     rows = torch.empty(0, dtype=torch.int64)
-    for _ in range(STEPS):
-        while len(rows) < min(BATCH, count):
+    for _ in range(steps):
+        while len(rows) < batch:
             rows = torch.cat([rows, torch.randperm(count, generator=generator)])
-        batch, rows = rows[:BATCH], rows[BATCH:]
-        yield batch
+        drawn, rows = rows[:batch], rows[batch:]
+        yield drawn

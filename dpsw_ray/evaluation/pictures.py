@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = ["curve_figure", "image_grid", "slices_figure"]
+__all__ = ["curve_figure", "image_grid", "losses_figure", "reconstructions_figure", "slices_figure"]
 
 RELEASED, PARTICLES = "#1f4e79", "#d9822b"
 DPI = 100
@@ -61,6 +62,16 @@ def image_grid(
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     return _png(figure)
+
+
+def reconstructions_figure(
+    images: NDArray[Any], decoded: NDArray[Any], value_range: tuple[float, float] = (0, 255)
+) -> bytes:
+    """Images [n, h, w, c] above what is decoded from their latents [n, h, w, c]."""
+    rows = np.repeat(np.arange(2, dtype=np.int32), len(images))
+    return image_grid(
+        np.concatenate([images, decoded]), rows, ("original", "decoded"), len(images), value_range
+    )
 
 
 def slices_figure(
@@ -119,6 +130,35 @@ def curve_figure(
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def losses_figure(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Training and hold-out loss of every epoch, and the epoch whose weights were kept.
+
+    Args:
+        history: `train_loss` and `holdout_loss` of at least one epoch.
+    """
+    epochs = np.arange(1, len(history) + 1)
+    figure = Figure(figsize=(6.4, 3.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    marker = "o" if len(history) < 3 else None
+    for name, label, colour in (
+        ("train_loss", "training records", RELEASED),
+        ("holdout_loss", "held-out records", PARTICLES),
+    ):
+        losses = [epoch[name] for epoch in history]
+        axes.plot(epochs, losses, color=colour, linewidth=1.6, marker=marker, label=label)
+    kept = int(np.nanargmin([epoch["holdout_loss"] for epoch in history])) + 1
+    axes.axvline(kept, color="0.5", linewidth=1.0, linestyle=":", label="weights kept")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.set_title("Training of the encoder", fontsize=11)
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     return _png(figure)
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dpsw_ray.rounding import format_number
 
-__all__ = ["Metric", "ReportContext", "render_report"]
+__all__ = ["EncoderSection", "Metric", "ReportContext", "render_report"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class EncoderSection:
+    """What the page shows of a trained encoder.
+
+    Args:
+        facts: name -> value.
+        losses_png: training and hold-out loss by epoch.
+        reconstructions_png: records above what is decoded from their latents, or None for tables.
+        records: whose reconstructions these are, in words; never private records.
+    """
+
+    facts: Mapping[str, Any]
+    losses_png: bytes
+    reconstructions_png: bytes | None
+    records: str
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """All that the page shows; nothing in it may come from private records but through the release.
 
@@ -55,6 +72,7 @@ class ReportContext:
         config_yaml: the resolved config.
         versions: library -> version.
         created: when, as text.
+        encoder: the encoder's training, or None where nothing was trained.
         mechanism: what was released, in a sentence.
     """
 
@@ -71,6 +89,7 @@ class ReportContext:
     config_yaml: str
     versions: Mapping[str, str]
     created: str
+    encoder: EncoderSection | None = None
     mechanism: str = (
         "Histograms of the private records' projections onto random directions, with noise added to every "
         "cell. The noise is drawn once; samples and figures are computed from the noisy histograms."

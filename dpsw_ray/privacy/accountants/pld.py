@@ -41,9 +41,7 @@ class PldAccountant(Accountant):
         if is_unbounded(cost):
             return EpsilonBounds(math.inf, math.inf, math.inf)
         if delta < LEAST_DELTA:
-            raise AccountingError(
-                f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}."
-            )
+            raise AccountingError(f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}.")
         try:
             upper, lower = (
                 float(_composed(cost, delta, pessimistic).get_epsilon_for_delta(delta))

@@ -45,9 +45,7 @@ class PrvAccountant(Accountant):
     def cost_epsilon(self, cost: Cost, delta: float) -> EpsilonBounds:
         """Epsilon of the composition, by fast Fourier transform."""
         if delta < LEAST_DELTA:
-            raise AccountingError(
-                f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}."
-            )
+            raise AccountingError(f"{self.name} is too coarse for delta {delta:g}, below {LEAST_DELTA:g}.")
         mu, rest = gaussian_part(cost)
         if rest:
             # Composing the Gaussian losses first is exact and saves grids. A purely Gaussian list stays as it is:
