@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +101,9 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("release", tells_count=hidden):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
-            targets = denoise(release)
+            rounds = denoise(release)
         with timings.phase("flow"):
-            flow = _flow(config, targets, encoder, cluster, folder / "checkpoints" / "flow.npz", progress)
+            flow = _flow(config, rounds, encoder, cluster, folder / "checkpoints" / "flow.npz", progress)
         with timings.phase("decode"):
             samples = _decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
@@ -111,7 +111,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         if config.evaluation.research:
             _research(config, shards, flow, folder / "research" / "metrics.json", progress)
         results = Results(
-            config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds
+            config, data.info, encoder, release, rounds, flow, samples, metrics, timings.seconds
         )
         privacy = publish(results, folder.path, ledger, tracker)
         return RunResult(path, privacy, metrics, tracker.ui_command)
@@ -241,7 +241,9 @@ def _release(
 
     return release_once(
         shards,
-        lambda release_id: make_plan(config, encoder.latent_dim, len(data.info.classes), release_id),
+        lambda release_id: make_plan(
+            config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id
+        ),
         folder,
         ledger=ledger,
         account=name,
@@ -253,7 +255,7 @@ def _release(
 
 def _flow(
     config: RunConfig,
-    targets: Targets,
+    rounds: Sequence[Targets],
     encoder: Encoder,
     cluster: Cluster,
     checkpoint: Path | None,
@@ -261,7 +263,7 @@ def _flow(
 ) -> FlowResult:
     with progress.task("Moving particles", config.flow.steps) as task:
         return solve(
-            targets,
+            rounds,
             config.flow,
             sphere=encoder.sphere,
             seed=config.seed,
