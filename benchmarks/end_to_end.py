@@ -21,8 +21,7 @@ from dpsw_ray.flow.solver import solve
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import CHUNK, bounded
 from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.release import Release
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release import HistogramPlan, Release
 from dpsw_ray.release.quantiles import denoise
 from dpsw_ray.slicing.grid import BinGrid
 
@@ -36,7 +35,7 @@ def once(
 ) -> dict[str, Any]:
     """Seconds by phase, and what came out."""
     latents, labels = mixture(records, DIM, CLASSES)
-    plan = ReleasePlan.make(
+    plan = HistogramPlan.make(
         release_id="benchmark", dim=DIM, frames=frames, grid=BinGrid(32, 1.0), classes=CLASSES,
         class_conditional=True, relation="replace_one", epsilon=epsilon, delta=1e-5, seed=0,
     )  # fmt: skip
@@ -47,10 +46,10 @@ def once(
     total += noise(NoiseKey.from_seed(0), plan)
     release = Release.from_plan(plan, total, {"publishable": False})
     clock.append(time.perf_counter())
-    targets = denoise(release)
+    rounds = denoise(release)
     clock.append(time.perf_counter())
     flow = solve(
-        targets,
+        rounds,
         FlowConfig(particles=particles, steps=STEPS, kernel="numba"),
         sphere=True,
         seed=0,

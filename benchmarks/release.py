@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from dpsw_ray.private.latents import CHUNK, bounded
 from dpsw_ray.private.mechanism import bound
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
 
 DIM = 8
 Batch = tuple[NDArray[np.float64], NDArray[np.int32]]
 
 
-def make_plan(classes: int, frames: int = 32) -> ReleasePlan:
+def make_plan(classes: int, frames: int = 32) -> HistogramPlan:
     """A release as in configs/fashion_mnist.yaml, with 256 directions."""
-    return ReleasePlan.make(
+    return HistogramPlan.make(
         release_id="benchmark", dim=DIM, frames=frames, grid=BinGrid(32, 1.0), classes=classes,
         class_conditional=classes > 1, relation="replace_one", epsilon=1.0, delta=1e-5, seed=0,
     )  # fmt: skip

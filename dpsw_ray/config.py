@@ -22,6 +22,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "GeneratorConfig",
     "PathsConfig",
     "PrivacyConfig",
     "ReleaseConfig",
@@ -186,12 +187,26 @@ class PrivacyConfig(_Section):
 
 
 class ReleaseConfig(_Section):
-    """What is released: smoothed sliced histograms."""
+    """What is released. Histograms: frames, bins, smoothing, classes. Noisy projections: law, directions."""
 
     frames: Whole = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
+    law: Literal["haar", "iid"] = Field("haar", description="noisy projections: the law of the directions")
+    directions: Whole | None = Field(
+        None, ge=1, description="noisy projections: K, rounded up to whole frames under haar; default: frames"
+    )
     bins: Whole = Field(32, ge=2, le=4096, description="cells per direction, the room for the tails included")
     smoothing: Real = Field(1.0, ge=0.0, le=64.0, description="sigma, in bin widths")
     class_conditional: bool = True
+    sampling: Literal["partition", "poisson"] = Field(
+        "partition",
+        description="dpswflow-r: noisy projections of disjoint batches, or histograms of secret samples",
+    )
+    batch: Whole = Field(250, ge=1, description="partition: records in a batch, about")
+    epochs: Whole = Field(35, ge=1, description="partition: passes over the records")
+    rate: Real = Field(
+        0.01, gt=0.0, le=1.0, description="poisson: chance of a record to be in a round's sample"
+    )
+    rounds: Whole = Field(100, ge=1, description="poisson: rounds, each with frames of its own")
 
     @model_validator(mode="after")
     def _check(self) -> ReleaseConfig:
@@ -209,6 +224,9 @@ class FlowConfig(_Section):
 
     particles: Whole = Field(10_000, ge=1)
     steps: Whole = Field(300, ge=1, description="at most; an early stop may end it before")
+    subset: Whole | None = Field(
+        None, ge=1, description="directions used in each step, drawn anew from those released; default: all"
+    )
     step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
         "auto", description="h; auto: the full transport step h = d"
     )
@@ -219,6 +237,18 @@ class FlowConfig(_Section):
     tolerance: Real = Field(5e-3, ge=0.0, description="relative fall of the sliced distance that counts")
     parallel: Literal["directions"] = "directions"
     kernel: Literal["auto", "numba", "torch"] = "auto"
+
+
+class GeneratorConfig(_Section):
+    """The generator of DPSWgen: post-processing, free of privacy cost."""
+
+    noise_dim: Whole = Field(8, ge=1, le=4096, description="dimension of the Gaussian noise that goes in")
+    hidden: tuple[Annotated[Whole, Field(ge=1, le=65_536)], ...] = Field(
+        (256, 512), min_length=1, description="widths of the hidden layers; the widest has the batch norm"
+    )
+    steps: Whole = Field(2_000, ge=1, description="steps of Adam; step t uses round t modulo their number")
+    batch_size: Whole = Field(250, ge=2, description="generated points per step, divided among the classes")
+    learning_rate: Real = Field(1e-3, gt=0.0)
 
 
 class EvaluationConfig(_Section):
@@ -258,13 +288,14 @@ class RunConfig(_Section):
     """One run, whole."""
 
     name: Text = Field("run", pattern=_NAME)
-    method: Literal["dpswflow-h"] = "dpswflow-h"
+    method: Literal["dpswflow-h", "dpswflow", "dpswflow-r", "dpswgen"] = "dpswflow-h"
     seed: Whole = Field(0, ge=0, description="public: encoder, directions, particles, Wiener noise")
     data: DataConfig = Field(default_factory=DataConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     release: ReleaseConfig = Field(default_factory=ReleaseConfig)
     flow: FlowConfig = Field(default_factory=FlowConfig)
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -272,6 +303,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        self._check_method()
         image_encoder = self.encoder.kind not in ("mlp", "identity")
         if self.data.source == "table" and image_encoder:
             raise ValueError(
@@ -282,6 +314,32 @@ class RunConfig(_Section):
                 f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones"
             )
         return self
+
+    def _check_method(self) -> None:
+        relation, sampled = self.privacy.relation, self.release_kind == "sampled"
+        if self.release_kind == "rows" and relation == "add_remove":
+            raise ValueError(
+                f"privacy.relation must be replace_one or zero_out for method {self.method}, found add_remove: noisy "
+                "projections show how many records there are"
+            )
+        if sampled and relation == "replace_one":
+            raise ValueError(
+                "privacy.relation must be zero_out or add_remove for release.sampling poisson, found replace_one: "
+                "amplification by sampling is not proved for a replaced record"
+            )
+        if self.release_kind != "histograms" and self.privacy.noise != "gaussian":
+            raise ValueError(
+                f"privacy.noise must be gaussian for method {self.method}, found {self.privacy.noise}"
+            )
+
+    @property
+    def release_kind(self) -> Literal["histograms", "rows", "sampled"]:
+        """Sums of histograms, noisy projections, or histograms of secret samples."""
+        if self.method == "dpswflow-h":
+            return "histograms"
+        if self.method == "dpswflow" or self.release.sampling == "partition":
+            return "rows"
+        return "sampled"
 
     @property
     def encoder_seed(self) -> int:

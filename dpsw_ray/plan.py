@@ -9,7 +9,9 @@ from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
+from dpsw_ray.release.rows import RowPlan
+from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 __all__ = ["describe_plan", "ledger_account", "make_plan", "planned"]
@@ -22,29 +24,56 @@ def ledger_account(config: RunConfig) -> str:
     return f"{config.data.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
 
 
-def make_plan(config: RunConfig, dim: int, classes: int, release_id: str) -> ReleasePlan:
+def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, release_id: str) -> ReleasePlan:
     """The release of a run.
 
     Args:
         config: the run.
         dim: dimension d of the latents.
         classes: length of the public class list, 0 without labels.
+        records: number of private records where it is public.
         release_id: its random name.
+
+    Raises:
+        UserError: noise beyond what fits, or batches of records whose number nothing public tells yet.
     """
-    conditional = config.release.class_conditional and classes > 0
-    return ReleasePlan.make(
-        release_id=release_id,
-        dim=dim,
-        frames=config.release.frames,
-        grid=BinGrid(config.release.bins, config.release.smoothing),
-        classes=classes if conditional else 1,
-        class_conditional=conditional,
-        relation=config.privacy.relation,
-        epsilon=config.privacy.epsilon,
-        delta=config.privacy.delta,
-        seed=config.seed,
-        noise=config.privacy.noise,
-    )
+    r, p = config.release, config.privacy
+    conditional = r.class_conditional and classes > 0
+    common: dict[str, Any] = {
+        "release_id": release_id,
+        "dim": dim,
+        "relation": p.relation,
+        "epsilon": p.epsilon,
+        "delta": p.delta,
+        "seed": config.seed,
+    }
+    if config.release_kind == "rows":
+        wanted = r.directions or r.frames * dim
+        repeated = config.method != "dpswflow"
+        return RowPlan.make(
+            **common,
+            directions=wanted if r.law == "iid" else -(-wanted // dim) * dim,
+            law=r.law,
+            epochs=r.epochs if repeated else 1,
+            batches=_batches(records, r.batch) if repeated else 1,
+        )
+    common |= {
+        "frames": r.frames,
+        "grid": BinGrid(r.bins, r.smoothing),
+        "classes": classes if conditional else 1,
+        "class_conditional": conditional,
+    }
+    if config.release_kind == "sampled":
+        return SampledHistogramPlan.make(**common, rounds=r.rounds, rate=r.rate)
+    return HistogramPlan.make(**common, noise=p.noise)
+
+
+def _batches(records: int | None, batch: int) -> int:
+    if records is None:
+        raise UserError(
+            "release.batch divides records whose number is not known before the data set is divided: run `dpsw flow`."
+        )
+    return max(records // batch, 1)
 
 
 def planned(config: RunConfig) -> tuple[ReleasePlan, DatasetInfo | None]:
@@ -56,7 +85,8 @@ def planned(config: RunConfig) -> tuple[ReleasePlan, DatasetInfo | None]:
     folder = dataset_folder(config.data, config.home, config.privacy.relation)
     info = read_info(folder) if (folder / "dataset.json").exists() else None
     classes = len(info.classes) if info is not None else len(config.data.classes or ())
-    return make_plan(config, _dim(config, info), classes, "plan"), info
+    records = info.private_count if info is not None else None
+    return make_plan(config, _dim(config, info), classes, records, "plan"), info
 
 
 def describe_plan(config: RunConfig) -> dict[str, Any]:
@@ -67,25 +97,23 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     """
     plan, info = planned(config)
     spent = account([plan.event], config.privacy.relation, config.privacy.delta)
-    blocks, directions, bins = plan.cells
+    rounds, blocks, directions, bins = plan.cells
     known = info is not None or config.data.classes is not None
     described: dict[str, Any] = {
         "method": config.method,
         "release": {
-            "directions": f"{directions} ({config.release.frames} frames of dimension {plan.directions.shape[1]})",
+            "rounds": rounds,
+            "directions": f"{directions}, in dimension {plan.directions.shape[2]}",
             "bins": bins,
-            "smoothing": f"{plan.grid.smoothing:g} bin widths (sigma {plan.grid.sigma:.4g})",
+            "smoothing": f"{plan.grid.smoothing:.4g} bin widths (sigma {plan.grid.sigma:.4g})",
             "classes": blocks
             if known
             else "not known before the data set is divided; they do not change the cost",
-            "cells": blocks * directions * bins if known else f"{directions * bins} per class",
+            "cells": rounds * blocks * directions * bins
+            if known
+            else f"{rounds * directions * bins} per class",
         },
-        "noise": {
-            "kind": plan.noise,
-            "beta": plan.grid.beta,
-            "standard deviation per cell, in records": plan.noise_std / SCALE,
-            "standard deviation per direction and class, in records": plan.noise_std / SCALE * bins**0.5,
-        },
+        "noise": _noise(plan),
         "privacy": spent.to_dict(),
         "private records": _count(info, config),
     }
@@ -107,6 +135,18 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     else:
         described["ledger"] = {"account": name, "charges": 0, "epsilon with this run": spent.epsilon.upper}
     return described
+
+
+def _noise(plan: ReleasePlan) -> dict[str, Any]:
+    if isinstance(plan, RowPlan):
+        return {"kind": plan.noise, "standard deviation per projection": plan.noise_std * LATTICE}
+    per_cell = plan.noise_std / SCALE
+    return {
+        "kind": plan.noise,
+        "beta": plan.grid.beta,
+        "standard deviation per cell, in records": per_cell,
+        "standard deviation per direction and class, in records": per_cell * plan.grid.bins**0.5,
+    }
 
 
 def _dim(config: RunConfig, info: DatasetInfo | None) -> int:

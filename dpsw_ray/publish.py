@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Results:
     info: DatasetInfo
     encoder: Encoder
     release: Release
-    targets: Targets
+    rounds: Sequence[Targets]
     flow: FlowResult
     samples: tuple[NDArray[Any], NDArray[np.int32]]
     metrics: list[Metric]
@@ -190,9 +191,10 @@ def _warnings(config: RunConfig) -> list[str]:
 
 def _slices(results: Results) -> bytes:
     """Released and particles' densities along the first directions, over all classes, both smoothed."""
-    slices = results.targets.slices
+    targets = results.rounds[0]
+    slices = targets.slices
     count = min(_PANELS, len(slices.directions))
-    released = np.einsum("c,cjb->jb", results.targets.weights, np.diff(slices.cdf[:, :count], axis=2))
+    released = np.einsum("c,cjb->jb", targets.weights, np.diff(slices.cdf[:, :count], axis=2))
     rng = np.random.default_rng(0)
     projections = results.flow.particles @ slices.directions[:count].T
     smoothed = projections + slices.grid.sigma * rng.standard_normal(projections.shape)
@@ -228,17 +230,24 @@ def _facts(results: Results) -> dict[str, Any]:
     release = results.release
     return {
         "method": results.config.method,
-        "directions": len(release.directions),
+        "rounds": release.rounds,
+        "directions": release.directions.shape[1],
         "latent dimension": release.dim,
         "bins": release.grid.bins,
         "smoothing sigma": release.grid.sigma,
         "classes": release.blocks,
         "noise": results.config.privacy.noise,
-        "noise per cell, in records": release.noise_std / SCALE,
+        **_noise(release),
         "private records": release.manifest["private_records"],
         "particles": len(results.flow.particles),
         "flow": results.flow.stopped,
     }
+
+
+def _noise(release: Release) -> dict[str, float]:
+    if release.cell_noise or not release.grid.smoothing:
+        return {"noise per cell, in records": release.cell_noise / SCALE}
+    return {"noise per projection": release.grid.sigma}
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,9 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.report import Metric
 from dpsw_ray.files import write_json
+from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.generator.training import train_generator
 from dpsw_ray.output import RunFolder, resolve_output
 from dpsw_ray.plan import ledger_account, make_plan, planned
 from dpsw_ray.privacy.events import Event
@@ -101,9 +103,9 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("release", tells_count=hidden):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
-            targets = denoise(release)
+            rounds = denoise(release)
         with timings.phase("flow"):
-            flow = _flow(config, targets, encoder, cluster, folder / "checkpoints" / "flow.npz", progress)
+            flow = _points(config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress)
         with timings.phase("decode"):
             samples = _decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
@@ -111,7 +113,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         if config.evaluation.research:
             _research(config, shards, flow, folder / "research" / "metrics.json", progress)
         results = Results(
-            config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds
+            config, data.info, encoder, release, rounds, flow, samples, metrics, timings.seconds
         )
         privacy = publish(results, folder.path, ledger, tracker)
         return RunResult(path, privacy, metrics, tracker.ui_command)
@@ -134,13 +136,14 @@ def generate(
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} is not the folder of a run (config.yaml is missing).")
     config = load_config(folder / "config.yaml")
-    flow = config.flow.model_copy(update={"particles": num})
-    config = config.model_copy(update={"flow": flow, "seed": config.seed if seed is None else seed})
+    config = config.model_copy(update={"flow": config.flow.model_copy(update={"particles": num})})
+    drawn = config.seed if seed is None else seed
     release = Release.load(folder / "release")
     encoder = load_encoder(folder / "encoder")
     with open_cluster(config.cluster) as cluster:
-        result = _flow(config, denoise(release), encoder, cluster, None, progress)
-    records, labels = _decode(config.seed, result, encoder, release)
+        checkpoints = folder / "checkpoints" if config.method == "dpswgen" else None
+        result = _points(config, denoise(release), encoder, cluster, checkpoints, drawn, progress)
+    records, labels = _decode(drawn, result, encoder, release)
     write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
     if not release.publishable:
@@ -250,7 +253,9 @@ def _release(
 
     return release_once(
         shards,
-        lambda release_id: make_plan(config, encoder.latent_dim, len(data.info.classes), release_id),
+        lambda release_id: make_plan(
+            config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id
+        ),
         folder,
         ledger=ledger,
         account=name,
@@ -260,25 +265,61 @@ def _release(
     )
 
 
-def _flow(
+def _points(
     config: RunConfig,
-    targets: Targets,
+    rounds: Sequence[Targets],
     encoder: Encoder,
     cluster: Cluster,
-    checkpoint: Path | None,
+    checkpoints: Path | None,
+    seed: int,
     progress: Progress,
 ) -> FlowResult:
+    """Latents that follow the release: particles that flowed there, or what a generator draws."""
+    if config.method == "dpswgen":
+        return _generated(config, rounds, encoder, checkpoints, seed, progress)
     with progress.task("Moving particles", config.flow.steps) as task:
         return solve(
-            targets,
+            rounds,
             config.flow,
             sphere=encoder.sphere,
-            seed=config.seed,
+            seed=seed,
             cluster=cluster,
             threads=_threads(config),
-            checkpoint=checkpoint,
+            checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
         )
+
+
+def _generated(
+    config: RunConfig,
+    rounds: Sequence[Targets],
+    encoder: Encoder,
+    checkpoints: Path | None,
+    seed: int,
+    progress: Progress,
+) -> FlowResult:
+    distances: list[float] = []
+    steps = config.generator.steps
+
+    def report(distance: float) -> None:
+        distances.append(distance)
+        task.advance(1, f"sliced W2 to the release {distance:.4f}")
+
+    with progress.task("Training the generator on the release", steps) as task:
+        generator = train_generator(
+            rounds,
+            config.generator,
+            sphere=encoder.sphere,
+            seed=config.seed,
+            device=_device(),
+            checkpoint=checkpoints / "generator.pt" if checkpoints else None,
+            on_step=report,
+        )
+    weights = np.mean([targets.weights for targets in rounds], axis=0)
+    offsets = allocate(weights, config.flow.particles, config.flow.class_balance)
+    labels = np.repeat(np.arange(len(weights), dtype=np.int32), np.diff(offsets))
+    latents = generator.sample(config.flow.particles, seed, labels)
+    return FlowResult(latents, labels, distances, f"the generator took {steps} steps")
 
 
 def _decode(

@@ -46,7 +46,7 @@ from dpsw_ray.private.latents import BALL
 from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
 from dpsw_ray.progress import Progress
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.run import run
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.grid import BinGrid
@@ -111,12 +111,12 @@ def test_a_sensitivity_off_by_sqrt_2_is_caught_at_epsilon_1() -> None:
     assert_caught(gaussian(event, "replace_one"), gaussian(event, "zero_out"), runs=100_000)
 
 
-def edge_plan(level: float) -> ReleasePlan:
+def edge_plan(level: float) -> HistogramPlan:
     """One dimension: a record at the end of the ball is at the edge of every direction."""
     grid, directions = BinGrid(16, 1.0), haar_frames(4, 1, seed=0)
     noiseless = SlicedHistogramEvent(len(directions), grid.row_norm_sq, 0.0)
     std = level * noiseless.sensitivity_sq("add_remove") ** 0.5
-    return ReleasePlan("twin", directions, grid, grid.table, 1, False, std)
+    return HistogramPlan("twin", directions[None], grid, grid.table, 1, False, std)
 
 
 def test_tails_clamped_into_the_edge_bins_at_the_interiors_sensitivity() -> None:
@@ -224,10 +224,10 @@ def test_a_pipeline_that_adds_a_hundredth_of_its_noise(
         return audit_pipeline(config, confidence=0.9999, runs=40, canaries=10, progress=Progress(quiet=True))
 
     assert not found().refuted
-    event = ReleasePlan.event.fget
+    event = HistogramPlan.event.fget
     assert event is not None
     monkeypatch.setattr(
-        ReleasePlan,
+        HistogramPlan,
         "event",
         property(lambda plan: dataclasses.replace(event(plan), noise_std=100 * plan.noise_std)),
     )

@@ -168,6 +168,7 @@ def _numbers(value: Any) -> list[int]:
     ("folder", "forbidden"),
     [
         ("flow", ("private", "data", "privacy")),
+        ("generator", ("private", "data", "privacy")),
         ("release", ("private", "data", "encoders")),
         ("slicing", ("private", "data", "encoders", "release", "flow", "privacy")),
         ("privacy", ("private", "data", "encoders", "release", "flow", "slicing")),

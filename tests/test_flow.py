@@ -44,7 +44,7 @@ def blobs(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
 
 def run(config: FlowConfig, size: int = 1, checkpoint: Path | None = None) -> FlowResult:
     return solve(
-        targets(*blobs()), config, sphere=True, seed=3, cluster=LocalCluster(size), checkpoint=checkpoint
+        [targets(*blobs())], config, sphere=True, seed=3, cluster=LocalCluster(size), checkpoint=checkpoint
     )
 
 
@@ -82,7 +82,7 @@ def test_a_flow_that_has_arrived_stays() -> None:
     from dpsw_ray.flow.worker import DriftWorker
 
     offsets = np.array([0, (labels == 0).sum(), len(labels)])
-    total, cost = DriftWorker(targets(points, labels).slices, "numba").drift(points[order], offsets)
+    total, cost = DriftWorker([targets(points, labels).slices], 0, "numba").drift(points[order], offsets)
     assert not total.any() and not cost.any()
 
 
@@ -99,7 +99,7 @@ def test_any_number_of_workers_gives_the_same_bits(diffusion: float) -> None:
 def test_ray_gives_the_bits_of_the_local_executor(ray_session: None) -> None:
     config = FlowConfig(particles=101, steps=5)
     with open_cluster(ClusterConfig(actors=2)) as cluster:
-        result = solve(targets(*blobs()), config, sphere=True, seed=3, cluster=cluster)
+        result = solve([targets(*blobs())], config, sphere=True, seed=3, cluster=cluster)
     assert np.array_equal(result.particles, run(config).particles)
 
 
@@ -123,7 +123,7 @@ def test_resuming_gives_the_bits_of_an_uninterrupted_run(
 
     with pytest.raises(KeyboardInterrupt):
         solve(
-            targets(*blobs()), config, sphere=True, seed=3, cluster=LocalCluster(1),
+            [targets(*blobs())], config, sphere=True, seed=3, cluster=LocalCluster(1),
             checkpoint=tmp_path / "flow.npz", on_step=interrupt,
         )  # fmt: skip
     assert (tmp_path / "flow.npz").exists()

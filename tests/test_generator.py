@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from dpsw_ray.config import GeneratorConfig
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.flow.particles import RADIUS, confine, initial
-from dpsw_ray.generator.config import GeneratorConfig
 from dpsw_ray.generator.network import Generator
 from dpsw_ray.generator.rounds import Rounds, quantiles
 from dpsw_ray.generator.training import train_generator

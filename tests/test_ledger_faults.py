@@ -38,6 +38,7 @@ from dpsw_ray.private import keys, protocol, shard
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.release import release as release_module
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
 
 SEQUENCE = {
@@ -83,7 +84,7 @@ class Work:
         from test_release import DIM, shards
 
         def make_plan(release_id: str) -> ReleasePlan:
-            return ReleasePlan.make(
+            return HistogramPlan.make(
                 release_id=release_id, dim=DIM, frames=3, grid=BinGrid(16, 0.5), classes=3, class_conditional=True,
                 relation="replace_one", epsilon=1.0, delta=1e-5, seed=7, noise=self.noise(),
             )  # fmt: skip

@@ -26,6 +26,7 @@ from dpsw_ray.private.mechanism import bound, noise
 from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.shard import Shard
 from dpsw_ray.release import Release, ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 DIM = 4
@@ -34,7 +35,7 @@ DIM = 4
 def make_plan(
     release_id: str = "r", classes: int = 3, epsilon: float = 1.0, relation: Any = "replace_one"
 ) -> ReleasePlan:
-    return ReleasePlan.make(
+    return HistogramPlan.make(
         release_id=release_id, dim=DIM, frames=3, grid=BinGrid(16, 0.5), classes=classes, class_conditional=classes > 1,
         relation=relation, epsilon=epsilon, delta=1e-5, seed=7,
     )  # fmt: skip
@@ -110,10 +111,10 @@ def test_a_masking_key_masks_once_and_knows_its_round() -> None:
 def test_shards_refuse_to_contribute_out_of_turn(tmp_path: Path) -> None:
     shard = shards(store(tmp_path / "private"))
     with pytest.raises(UserError):
-        shard.call("contribute", (make_plan(), [b"", b""], None))
+        shard.call("contribute", (make_plan(), 0, [b"", b""], None))
     shard.call("announce")
     with pytest.raises(UserError):
-        shard.call("contribute", (make_plan(), [], None))
+        shard.call("contribute", (make_plan(), 0, [], None))
 
 
 def test_sums_do_not_depend_on_the_sharding_or_the_order() -> None:
@@ -145,7 +146,7 @@ def test_no_neighbouring_pair_exceeds_the_stated_sensitivity(relation: Any) -> N
     stated = plan.event.sensitivity_sq(relation)
     rng = np.random.default_rng(3)
     x, _ = latents(400, seed=3)
-    extremes = np.concatenate([np.eye(DIM), -np.eye(DIM), plan.directions[:8], np.zeros((1, DIM))])
+    extremes = np.concatenate([np.eye(DIM), -np.eye(DIM), plan.directions[0, :8], np.zeros((1, DIM))])
     x, _ = bounded(np.concatenate([x, extremes]), np.zeros(400 + len(extremes), np.int32))
     largest = 0
     for _ in range(600):
@@ -181,7 +182,7 @@ def test_noise_has_the_planned_scale_and_follows_the_key() -> None:
     plan = make_plan()
     key = NoiseKey.generate()
     drawn = noise(key, plan)
-    assert drawn.shape == plan.cells
+    assert drawn.shape == plan.cells[1:]
     assert np.array_equal(drawn, noise(key, plan))
     assert not np.array_equal(drawn, noise(NoiseKey.generate(), plan))
     assert abs(drawn.std() / plan.noise_std - 1) < 0.15
@@ -193,7 +194,7 @@ def test_release_is_the_same_for_any_number_of_shards(size: int, tmp_path: Path,
     made = release(shards(store(tmp_path / "private"), size), tmp_path / "release", ledger, seed=5)
     x, labels = latents(500)
     expected = bound([(x, labels)], make_plan()) + noise(NoiseKey.from_seed(5), make_plan())
-    assert np.array_equal(made.counts, expected)
+    assert np.array_equal(made.counts[0], expected)
 
 
 def test_a_stored_release_is_read_back_and_costs_nothing(tmp_path: Path, ledger: Ledger) -> None:
@@ -203,7 +204,7 @@ def test_a_stored_release_is_read_back_and_costs_nothing(tmp_path: Path, ledger:
     assert np.array_equal(first.counts, again.counts)
     assert np.array_equal(first.directions, again.directions)
     assert np.array_equal(first.kernel, again.kernel)
-    assert (again.grid, again.noise_std) == (first.grid, first.noise_std)
+    assert (again.grid, again.cell_noise) == (first.grid, first.cell_noise)
     assert ledger.total("d").charges == 1
     assert not list((tmp_path / "private" / "keys").iterdir())  # committed: the key is gone
     assert not (tmp_path / "release" / "pending.json").exists()
@@ -343,7 +344,7 @@ def test_a_killed_release_never_makes_two_copies_for_one_charge(
 def test_a_release_cannot_be_changed(tmp_path: Path, ledger: Ledger) -> None:
     made = release(shards(store(tmp_path / "private")), tmp_path / "release", ledger)
     with pytest.raises(ValueError, match="read-only"):
-        made.counts[0, 0, 0] = 1
+        made.counts[0, 0, 0, 0] = 1
     with pytest.raises(TypeError):
         made.manifest["epsilon"] = 0  # type: ignore[index]
 

@@ -44,6 +44,7 @@ from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.mechanism import bound, noise
 from dpsw_ray.release import Release, ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
 
 # ruff: noqa: F811 (the fixture)
@@ -59,7 +60,7 @@ def plan(
     bins: int = 16,
 ) -> ReleasePlan:
     """`test_release.make_plan`, with discrete noise unless told otherwise."""
-    return ReleasePlan.make(
+    return HistogramPlan.make(
         release_id=release_id, dim=test_release.DIM, frames=frames, grid=BinGrid(bins, 0.5), classes=classes,
         class_conditional=classes > 1, relation=relation, epsilon=epsilon, delta=1e-5, seed=7, noise=kind,
     )  # fmt: skip
@@ -89,7 +90,7 @@ def test_what_a_release_adds_to_the_exact_sum_is_noise_of_the_charged_scale(
         charged = next(e for e in ledger.entries("d") if e.release_id == made.manifest["release_id"])
         (event,) = charged.events
         assert event == wide("r").event
-        added.append((made.counts - exact).ravel() / event.noise_std)  # type: ignore[attr-defined]
+        added.append((made.counts[0] - exact).ravel() / event.noise_std)  # type: ignore[attr-defined]
     cells = added[0].size
     for values in added:
         assert stats.kstest(values, "norm").pvalue > 1e-6
@@ -107,8 +108,10 @@ def test_the_drawn_table_waits_for_the_commit_where_only_its_owner_reads_it(
     seen = interrupted(shards(private), tmp_path / "a", ledger)
     (path,) = (private / "keys").iterdir()
     assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
-    drawn = NoiseTable(bytes.fromhex(json.loads(path.read_text())["secret"])).cells().reshape(plan().cells)
-    assert np.array_equal(seen - bound([latents(500)], plan()), drawn)
+    drawn = (
+        NoiseTable(bytes.fromhex(json.loads(path.read_text())["secret"])).cells().reshape(plan().cells[1:])
+    )
+    assert np.array_equal(seen[0] - bound([latents(500)], plan()), drawn)
     os.link(path, tmp_path / "kept")  # what was in the file, whatever its name
     release(shards(private), tmp_path / "a", ledger)
     assert not path.exists()
@@ -168,14 +171,14 @@ def test_infinite_epsilon_releases_the_exact_sum_without_a_sampler(
     monkeypatch.setattr(test_release, "make_plan", lambda release_id: plan(release_id, epsilon=float("inf")))
     monkeypatch.setattr("opendp.measurements.make_gaussian", None)
     made = release(shards(store(tmp_path / "private")), tmp_path / "a", ledger)
-    assert np.array_equal(made.counts, bound([latents(500)], plan()))
-    assert made.noise_std == 0
+    assert np.array_equal(made.counts[0], bound([latents(500)], plan()))
+    assert made.cell_noise == 0
 
 
 def test_more_cells_than_are_worth_drawing_are_refused() -> None:
     with pytest.raises(UserError, match="at most 16,777,216 cells"):
         plan(classes=1000, frames=64, bins=128)
-    assert plan(classes=1000, frames=64, bins=128, kind="gaussian").cells == (1000, 256, 128)
+    assert plan(classes=1000, frames=64, bins=128, kind="gaussian").cells == (1, 1000, 256, 128)
 
 
 def test_the_kinds_of_noise_are_different_plans_and_events() -> None:
@@ -233,6 +236,6 @@ def test_a_killed_release_never_makes_two_tables_for_one_charge(
     if before is not None:
         assert np.array_equal(made.counts, before)
     if drawn is not None:  # charged: the table of before the kill is the one that is released
-        assert np.array_equal((made.counts - bound([latents(500)], plan())).ravel(), drawn)
+        assert np.array_equal((made.counts[0] - bound([latents(500)], plan())).ravel(), drawn)
     assert ledger.total("d").charges == 1
     assert not list((private / "keys").iterdir())

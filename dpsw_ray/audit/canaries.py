@@ -13,7 +13,7 @@ from dpsw_ray.encoders import Encoder
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.mechanism import bound
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 
 __all__ = ["canary_pair"]
 
@@ -21,7 +21,7 @@ _EXTREME = 1e6  # of a column, in its own units; encoders bound it
 
 
 def canary_pair(
-    encoder: Encoder, plan: ReleasePlan, relation: Relation, copies: int
+    encoder: Encoder, plan: HistogramPlan, relation: Relation, copies: int
 ) -> tuple[Part, Part, NDArray[np.float64]]:
     """The canaries of the first and of the second world, and the difference of their tables.
 

@@ -38,7 +38,7 @@ from dpsw_ray.privacy.noise import lattice_gaussian
 from dpsw_ray.privacy.relations import RELATIONS, Relation
 from dpsw_ray.private.latents import NULL, bounded
 from dpsw_ray.private.mechanism import bound, draw_secret, noise
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.directions import haar_frames
 from dpsw_ray.slicing.grid import BinGrid
 
@@ -92,7 +92,7 @@ class Mechanism:
         return self.attack(relation, level)
 
 
-def sliced_histogram(plan: ReleasePlan, relation: Relation) -> Attack:
+def sliced_histogram(plan: HistogramPlan, relation: Relation) -> Attack:
     """The release itself: `private.mechanism.bound` on real records, its `noise` from a fresh secret in every run.
 
     Pair: the record with the largest table among many, in one class and in another; against the null record or
@@ -118,13 +118,13 @@ def sliced_histogram(plan: ReleasePlan, relation: Relation) -> Attack:
     return Attack("sliced_histogram", (plan.event,), relation, scores)
 
 
-def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian") -> ReleasePlan:
+def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian") -> HistogramPlan:
     """A small release of two classes, so that runs are cheap; the noise is `level` times the sensitivity."""
     grid, directions = BinGrid(8, 0.5), haar_frames(2, 2, seed=0)
     noiseless = SlicedHistogramEvent(len(directions), grid.row_norm_sq, 0.0)
-    return ReleasePlan(
+    return HistogramPlan(
         release_id="audit",
-        directions=directions,
+        directions=directions[None],
         grid=grid,
         table=grid.table,
         classes=2,
@@ -134,8 +134,8 @@ def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian
     )
 
 
-def _worst_pair(plan: ReleasePlan, relation: Relation) -> tuple[list[Records], list[Records]]:
-    dim = plan.directions.shape[1]
+def _worst_pair(plan: HistogramPlan, relation: Relation) -> tuple[list[Records], list[Records]]:
+    dim = plan.directions.shape[2]
     rng = np.random.default_rng(0)
     points = rng.standard_normal((2000, dim))
     points *= rng.uniform(0.2, 1, (2000, 1)) / np.linalg.norm(points, axis=1, keepdims=True)

@@ -45,7 +45,7 @@ from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.worlds import plant
 from dpsw_ray.progress import Progress, Task
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.run import check_relation, divided_data, spawn_shards, train_encoder
 
 __all__ = ["RUNS", "audit_pipeline"]
@@ -91,7 +91,13 @@ def audit_pipeline(
         private = _in(config, scratch)
         data = open_dataset(config.data, config.home, relation) or _divide(config, private, progress)
         encoder = train_encoder(config, data, scratch / "encoder", progress)
-        plan = make_plan(private, encoder.latent_dim, len(data.info.classes), "audit")
+        classes, records = len(data.info.classes), data.info.private_count
+        plan = make_plan(private, encoder.latent_dim, classes, records, "audit")
+        if not isinstance(plan, HistogramPlan):
+            raise UserError(
+                f"method {config.method} has no canaries yet: audit its mechanisms by name (`dpsw audit all`), or set "
+                "method dpswflow-h."
+            )
         group = canaries or max(1, math.ceil(_GROUP_MU * plan.noise_std / _sensitivity(plan, private)))
         first, second, difference = canary_pair(encoder, plan, relation, group)
         apart = float(np.linalg.norm(difference)) / (group * _sensitivity(plan, private))
@@ -181,7 +187,7 @@ def _divide(config: RunConfig, private: RunConfig, progress: Progress) -> Datase
     return divided_data(private, LocalCluster(1), progress)
 
 
-def _sensitivity(plan: ReleasePlan, config: RunConfig) -> float:
+def _sensitivity(plan: HistogramPlan, config: RunConfig) -> float:
     return math.sqrt(plan.event.sensitivity_sq(config.privacy.relation))
 
 
@@ -191,7 +197,7 @@ def _scores(
     folder: Path,
     canaries: Part,
     replaced: int,
-    plan: ReleasePlan,
+    plan: HistogramPlan,
     difference: NDArray[np.float64],
     runs: int,
     task: Task,
@@ -212,7 +218,7 @@ def _scores(
     return scores
 
 
-def _release(shards: WorkerGroup, plan: ReleasePlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
+def _release(shards: WorkerGroup, plan: HistogramPlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
     release = release_once(
         shards,
         lambda release_id: dataclasses.replace(plan, release_id=release_id),
@@ -224,4 +230,5 @@ def _release(shards: WorkerGroup, plan: ReleasePlan, folder: Path, ledger: Ledge
         manifest=lambda made: {"release_id": made.release_id, "publishable": False},
     )
     shutil.rmtree(folder)
-    return release.counts
+    counts: NDArray[np.int64] = release.counts[0]
+    return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class FlowResult:
 
 
 def solve(
-    targets: Targets,
+    rounds: Sequence[Targets],
     config: FlowConfig,
     *,
     sphere: bool,
@@ -59,7 +59,8 @@ def solve(
     its part repeated, and a checkpoint continues with the bits an uninterrupted run would have had.
 
     Args:
-        targets: CDFs and class shares from `release.quantiles.denoise`.
+        rounds: CDFs and class shares from `release.quantiles.denoise`; step t moves towards round t, starting over
+            when all were used.
         config: steps, step size, schedule, diffusion, stopping rule.
         sphere: whether the latents live on the unit sphere (else in the ball).
         seed: public seed of the initial particles and the Wiener noise.
@@ -68,38 +69,53 @@ def solve(
         checkpoint: a file to resume from and to save to.
         on_step: called with the sliced distance before each step.
     """
-    slices = targets.slices
-    count, dim = slices.directions.shape
-    offsets = allocate(targets.weights, config.particles, config.class_balance)
+    count, dim = rounds[0].slices.directions.shape
+    weights = np.mean([targets.weights for targets in rounds], axis=0)
+    offsets = allocate(weights, config.particles, config.class_balance)
     sizes = np.diff(offsets)
     particles = initial(config.particles, dim, sphere, seed)
     distances: list[float] = []
-    identity = _identity(targets, config, sphere, seed)
+    identity = _identity(rounds, config, sphere, seed)
     if checkpoint is not None and (found := _restore(checkpoint, identity)) is not None:
         particles, distances = found
         for distance in distances:
             on_step(distance)
 
     cuts = np.linspace(0, count, min(cluster.size, count) + 1).astype(int)
-    blocks = [slices.part(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+    blocks = [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     workers = cluster.spawn(
-        DriftWorker, [{"slices": block, "kernel": config.kernel, "threads": threads} for block in blocks]
+        DriftWorker,
+        [
+            {
+                "rounds": [targets.slices.select(block) for targets in rounds],
+                "start": block.start,
+                "kernel": config.kernel,
+                "threads": threads,
+            }
+            for block in blocks
+        ],
     )
+    used = min(config.subset or count, count)
+    # Distances to different slices do not compare: only the same ones at every step can stop falling.
+    same = len(rounds) == 1 and used == count
     step_size = float(dim) if config.step_size == "auto" else float(config.step_size)
     stopped = f"all {config.steps} steps taken"
     try:
         for step in range(len(distances), config.steps):
-            if _stalled(distances, config):
+            if same and _stalled(distances, config):
                 stopped = f"the sliced distance stopped falling after {step} steps"
                 break
-            parts = workers.call("drift", (particles, offsets), retry=True)
+            chosen = None
+            if used < count:
+                chosen = np.sort(np.random.default_rng([seed, 0x5B5E, step]).permutation(count)[:used])
+            parts = workers.call("drift", (particles, offsets, step % len(rounds), chosen), retry=True)
             total = sum(part for part, _ in parts)  # int64: the same bits in any order
             cost = sum(part for _, part in parts)
-            distance = math.sqrt(float(cost @ sizes) * COST_UNIT / (count * config.particles))
+            distance = math.sqrt(float(cost @ sizes) * COST_UNIT / (used * config.particles))
             distances.append(distance)
             on_step(distance)
             h = step_size * _schedule(config, step)
-            moved = particles + (h * DRIFT_UNIT / count) * total
+            moved = particles + (h * DRIFT_UNIT / used) * total
             if config.diffusion:
                 wiener = np.random.default_rng([seed, 0x5DE, step]).standard_normal(moved.shape)
                 moved += math.sqrt(2 * config.diffusion * h) * wiener
@@ -132,11 +148,13 @@ def _schedule(config: FlowConfig, step: int) -> float:
     return 1.0
 
 
-def _identity(targets: Targets, config: FlowConfig, sphere: bool, seed: int) -> str:
+def _identity(rounds: Sequence[Targets], config: FlowConfig, sphere: bool, seed: int) -> str:
     """Hash of everything that decides the particles' path."""
     h = hashlib.sha256(repr((config.model_dump(exclude={"kernel", "parallel"}), sphere, seed)).encode())
-    for array in (targets.slices.directions, targets.slices.cdf, targets.slices.kernel, targets.weights):
-        h.update(np.ascontiguousarray(array).tobytes())
+    for targets in rounds:
+        slices = targets.slices
+        for array in (slices.directions, slices.cdf, slices.kernel, targets.weights):
+            h.update(np.ascontiguousarray(array).tobytes())
     return h.hexdigest()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dpsw_ray.config import GeneratorConfig
 from dpsw_ray.files import atomic_path
-from dpsw_ray.generator.config import GeneratorConfig
 from dpsw_ray.generator.network import GeneratorNet
 from dpsw_ray.release.quantiles import Targets
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dpsw_ray.errors import UserError
 
-__all__ = ["MAX_CELLS", "MAX_STD", "NoiseKey", "lattice_gaussian", "mask_stream"]
+__all__ = ["MAX_CELLS", "MAX_STD", "NoiseKey", "lattice_gaussian", "mask_stream", "poisson_sample"]
 
 _BLOCK = 64  # bytes of a ChaCha20 block
 _CELL = 16  # bytes of a cell: 64 bits for the radius, 64 for the angle
@@ -122,6 +122,26 @@ def mask_stream(key: NoiseKey, count: int) -> NDArray[np.uint64]:
     if not 0 <= count <= _BLOCKS * _BLOCK // 8:
         raise UserError(f"A mask has at most 2^35 words, found {count}.")
     return _words(key.derive(b"aggregation mask"), 0, count * 8).astype(np.uint64)
+
+
+def poisson_sample(key: NoiseKey, rate: float, start: int, count: int) -> NDArray[np.bool_]:
+    """Which of the units `start` to `start + count` are in a sample: each with probability `rate`, independently.
+
+    A secret, as what amplification by sampling rests on: never store, log or time it.
+
+    Args:
+        key: of this sample and nothing else.
+        rate: in (0, 1]; taken to multiples of 2^-64, rounded down.
+        start: first unit, not negative.
+        count: number of units.
+
+    Returns:
+        Array of size [count].
+    """
+    if rate >= 1:
+        return np.ones(count, dtype=bool)
+    words = _words(key.derive(b"poisson sample"), 8 * start, 8 * count)
+    return np.asarray(words < np.uint64(int(rate * 2.0**64)))
 
 
 def _words(key: NoiseKey, offset: int, size: int) -> NDArray[np.uint64]:

@@ -30,18 +30,28 @@ from numpy.typing import NDArray
 from dpsw_ray.privacy.discrete import NoiseTable
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.private.latents import NULL
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan, ReleasePlan
 from dpsw_ray.slicing.histogram import add_histograms
 
-__all__ = ["NoiseSecret", "bound", "draw_secret", "noise", "restore_secret"]
+__all__ = [
+    "Batches",
+    "NoiseSecret",
+    "bound",
+    "cell_blocks",
+    "check_dimension",
+    "draw_secret",
+    "noise",
+    "restore_secret",
+]
+
+Batches: TypeAlias = Iterable[tuple[NDArray[np.float64], NDArray[np.int32]]]
+"""Bounded latents [n, d] and labels [n], a part of the records at a time, in the order of the rows."""
 
 NoiseSecret: TypeAlias = NoiseKey | NoiseTable
 """What fixes the noise of one release: a key it is derived from, or the drawn table itself."""
 
 
-def bound(
-    batches: Iterable[tuple[NDArray[np.float64], NDArray[np.int32]]], plan: ReleasePlan, threads: int = 1
-) -> NDArray[np.int64]:
+def bound(batches: Batches, plan: HistogramPlan, threads: int = 1) -> NDArray[np.int64]:
     """Sums the bounded contributions of records: PRIVATE, it must not leave the shard un-noised.
 
     Args:
@@ -57,16 +67,30 @@ def bound(
         RuntimeError: the latents are of another dimension than the plan's directions.
         ValueError: the plan's table is not one of its grid.
     """
-    total = np.zeros(plan.cells, dtype=np.int64)
+    total = np.zeros(plan.cells[1:], dtype=np.int64)
     for latents, labels in batches:
-        if latents.shape[1] != plan.directions.shape[1]:
-            raise RuntimeError("the latents are not of the plan's dimension")
-        if plan.class_conditional:
-            blocks = np.where(labels < plan.classes, labels, np.int32(-1)).astype(np.int32)
-        else:
-            blocks = np.where(labels == NULL, np.int32(-1), np.int32(0))
-        add_histograms(latents, blocks, plan.directions, plan.grid, plan.table, total, threads)
+        check_dimension(latents, plan)
+        add_histograms(
+            latents, cell_blocks(labels, plan), plan.directions[0], plan.grid, plan.table, total, threads
+        )
     return total
+
+
+def check_dimension(latents: NDArray[np.float64], plan: ReleasePlan) -> None:
+    """Refuses latents that are not the plan's.
+
+    Raises:
+        RuntimeError: they are of another dimension than its directions.
+    """
+    if latents.shape[1] != plan.directions.shape[2]:
+        raise RuntimeError("the latents are not of the plan's dimension")
+
+
+def cell_blocks(labels: NDArray[np.int32], plan: ReleasePlan) -> NDArray[np.int32]:
+    """The cell block each record adds to, -1 for none: array of size [n]."""
+    if plan.class_conditional:
+        return np.where(labels < plan.classes, labels, np.int32(-1)).astype(np.int32)
+    return np.where(labels == NULL, np.int32(-1), np.int32(0)).astype(np.int32)
 
 
 def draw_secret(plan: ReleasePlan) -> NoiseSecret:
@@ -90,7 +114,7 @@ def restore_secret(secret: bytes, plan: ReleasePlan) -> NoiseSecret:
     return table
 
 
-def noise(secret: NoiseSecret, plan: ReleasePlan) -> NDArray[np.int64]:
+def noise(secret: NoiseSecret, plan: HistogramPlan) -> NDArray[np.int64]:
     """The release's noise, indexed by cell: the same secret and plan give the same bits on every retry.
 
     Returns:
@@ -102,6 +126,6 @@ def noise(secret: NoiseSecret, plan: ReleasePlan) -> NDArray[np.int64]:
     if isinstance(secret, NoiseTable) != (plan.noise == "discrete_gaussian"):
         raise ValueError(f"the noise secret is not one of {plan.noise} noise")
     if isinstance(secret, NoiseTable):
-        return secret.cells().reshape(plan.cells)
+        return secret.cells().reshape(plan.cells[1:])
     bound_key = secret.derive(plan.digest().encode())
-    return lattice_gaussian(bound_key, plan.noise_std, 0, math.prod(plan.cells)).reshape(plan.cells)
+    return lattice_gaussian(bound_key, plan.noise_std, 0, math.prod(plan.cells)).reshape(plan.cells[1:])

@@ -3,7 +3,7 @@
     pending.json   the release's random id is durable before anything else
     noise secret   made by shard 0 on the private side, durable, tied to this plan and these latents
     charge         the ledger's entry is durable before the first noisy number exists
-    messages       masked modulo 2^64; their sum is the noisy table
+    messages       masked modulo 2^64; their sum is the noisy table (of a long release, a part of its rounds)
     release/       written atomically, the manifest last
     commit         the noise secret is destroyed
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dpsw_ray.cluster.groups import WorkerDied, WorkerGroup
 from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_json
+from dpsw_ray.files import atomic_path, write_json
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.release.plan import ReleasePlan
@@ -36,6 +36,7 @@ __all__ = ["release_once"]
 T = TypeVar("T")
 
 _ATTEMPTS = 3
+_PARTS = "part-{release_id}-{number}.npy"
 
 
 def release_once(
@@ -80,9 +81,11 @@ def release_once(
         except UserError:  # refused: nothing was released, and the secret must not stay behind
             _commit(shards, release_id, pending)
             raise
-    release = Release.from_plan(plan, _noisy_total(shards, plan, noise_seed), manifest(plan))
+    release = Release.from_plan(plan, _noisy_totals(shards, plan, folder, noise_seed), manifest(plan))
     release.save(folder)
     _commit(shards, plan.release_id, pending)
+    for part in folder.glob(_PARTS.format(release_id=plan.release_id, number="*")):
+        part.unlink()
     return release
 
 
@@ -121,14 +124,33 @@ def _begun(
     return plan if shards.call("can_repeat", (plan,))[0] else None
 
 
-def _noisy_total(shards: WorkerGroup, plan: ReleasePlan, noise_seed: int | None) -> NDArray[np.int64]:
-    def one_round() -> NDArray[np.int64]:
+def _noisy_totals(
+    shards: WorkerGroup, plan: ReleasePlan, folder: Path, noise_seed: int | None
+) -> NDArray[np.int64]:
+    """All rounds' noisy totals; those of a long release are stored as they come, and not asked for again."""
+    if plan.messages == 1:
+        return _noisy_total(shards, plan, 0, noise_seed)
+    totals = []
+    for number in range(plan.messages):
+        part = folder / _PARTS.format(release_id=plan.release_id, number=number)
+        if not part.exists():
+            total = _noisy_total(shards, plan, number, noise_seed)
+            with atomic_path(part) as aside, aside.open("wb") as stream:
+                np.save(stream, total, allow_pickle=False)
+        totals.append(np.load(part, allow_pickle=False))
+    return np.concatenate(totals)
+
+
+def _noisy_total(
+    shards: WorkerGroup, plan: ReleasePlan, number: int, noise_seed: int | None
+) -> NDArray[np.int64]:
+    def one_message() -> NDArray[np.int64]:
         public_keys = shards.call("announce")
-        return unmask(shards.call("contribute", (plan, public_keys, noise_seed)))
+        return unmask(shards.call("contribute", (plan, number, public_keys, noise_seed)))
 
     # Repeated as a whole, under fresh masks: the noise secret outlives the worker that made it, so the total
     # has the same bits.
-    return _persist(shards, one_round)
+    return _persist(shards, one_message)
 
 
 def _persist(shards: WorkerGroup, action: Callable[[], T]) -> T:

@@ -15,8 +15,11 @@ from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import LatentStore
 from dpsw_ray.private.masking import MaskingKey
 from dpsw_ray.private.mechanism import NoiseSecret, bound, noise
+from dpsw_ray.private.rows import noisy_histograms
+from dpsw_ray.private.sampled import sampled_noise, sampled_sums
 from dpsw_ray.private.sealing import sealed
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
+from dpsw_ray.release.rows import RowPlan
 
 __all__ = ["Shard"]
 
@@ -24,7 +27,8 @@ __all__ = ["Shard"]
 class Shard:
     """Opens its rows of the private latents; nothing but a masked, noised message leaves it.
 
-    Rank 0 is the designated shard: it adds the release's noise to its own part before masking.
+    Noise on a sum is added by rank 0, the designated shard, to its own part before masking; noise on a row by the shard
+    that owns the row.
     """
 
     def __init__(
@@ -75,28 +79,28 @@ class Shard:
 
     @sealed("summing private records")
     def contribute(
-        self, plan: ReleasePlan, public_keys: Sequence[bytes], noise_seed: int | None = None
+        self,
+        plan: ReleasePlan,
+        number: int,
+        public_keys: Sequence[bytes],
+        noise_seed: int | None = None,
     ) -> NDArray[np.uint64]:
-        """Returns this shard's message: its sum, on rank 0 with the noise, masked modulo 2^64.
+        """Returns one of this shard's messages: its part of some rounds, masked modulo 2^64.
 
         Args:
             plan: what is released; it was prepared and charged before this call.
+            number: of the message, of `plan.messages`.
             public_keys: all shards' announced keys, in rank order.
             noise_seed: reproducible noise, for tests and papers; the release is marked.
 
         Returns:
-            Array of size [C, K, bins], uint64.
+            Array of size [rounds of the message, C, K, bins], uint64.
         """
         masking, self._masking = self._masking, None
         if masking is None or len(public_keys) != self.size:
             raise RuntimeError("contribute follows announce, with the keys of every shard")
-        secret = self._noise_secret(plan, noise_seed) if self.rank == 0 else None
-        total = self.store.rows()
-        start, stop = self.rank * total // self.size, (self.rank + 1) * total // self.size
-        message = bound(self.store.batches(start, stop), plan, self.threads)
-        if secret is not None:
-            message += noise(secret, plan)
-        context = f"{plan.release_id} {plan.digest()}".encode()
+        message = self._message(plan, number, noise_seed)
+        context = f"{plan.release_id} {plan.digest()} {number}".encode()
         return masking.mask(message, self.rank, public_keys, context)
 
     @sealed("destroying a noise secret")
@@ -112,6 +116,22 @@ class Shard:
         """Sliced W2 of particles to the private latents, without noise: epsilon is infinite, `research/` only."""
         latents = np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
         return sliced_wasserstein(particles, latents, directions, seed)
+
+    def _message(self, plan: ReleasePlan, number: int, noise_seed: int | None) -> NDArray[np.int64]:
+        rows = self.store.rows()
+        start, stop = self.rank * rows // self.size, (self.rank + 1) * rows // self.size
+        batches = self.store.batches(start, stop)
+        if isinstance(plan, HistogramPlan):
+            secret = self._noise_secret(plan, noise_seed) if self.rank == 0 else None
+            total = bound(batches, plan, self.threads)
+            return (total if secret is None else total + noise(secret, plan))[None]
+        key = self._noise_secret(plan, noise_seed)
+        assert isinstance(key, NoiseKey), "plans of many rounds draw their noise from a key"
+        if isinstance(plan, RowPlan):
+            return noisy_histograms(batches, plan, number, start, rows, key)
+        assert isinstance(plan, SampledHistogramPlan)
+        sums = sampled_sums(batches, plan, number, start, key, self.threads)
+        return sums + sampled_noise(key, plan, number) if self.rank == 0 else sums
 
     def _noise_secret(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseSecret:
         if noise_seed is not None:

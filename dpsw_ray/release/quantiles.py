@@ -49,13 +49,21 @@ class Targets:
     weights: Array
 
 
-def denoise(release: Release) -> Targets:
-    """Turns a release's noisy table into CDFs and class shares; deterministic."""
-    counts = release.counts.astype(np.float64) / SCALE
+def denoise(release: Release) -> list[Targets]:
+    """Turns every round's noisy table into CDFs and class shares; deterministic.
+
+    Noise on projections is not taken away: it is the smoothing, and the flow's particles are smoothed alike.
+    """
+    return [_round(release, number) for number in range(release.rounds)]
+
+
+def _round(release: Release, number: int) -> Targets:
+    counts = release.counts[number].astype(np.float64) / SCALE
+    directions = release.directions[number]
     sums = counts.sum(axis=2).mean(axis=1)  # [C], every direction counts the same records
-    noise = release.noise_std / SCALE
+    noise = release.cell_noise / SCALE
     # A class whose total is within the noise of an empty one gets no particles.
-    floor = 4 * noise * np.sqrt(release.grid.bins / len(release.directions))
+    floor = 4 * noise * np.sqrt(release.grid.bins / len(directions))
     sums = np.where(sums > floor, sums, 0.0)
     if not sums.any():
         sums = np.ones_like(sums)
@@ -66,10 +74,9 @@ def denoise(release: Release) -> Targets:
         elif noise == 0:
             density = counts[c]
         else:
-            density = _fit(counts[c] / total, noise / total, release.grid, release.directions)
+            density = _fit(counts[c] / total, noise / total, release.grid, directions)
         cdf[c] = _cumulate(density)
-    slices = Slices(release.directions, release.grid, release.kernel, cdf)
-    return Targets(slices, sums / sums.sum())
+    return Targets(Slices(directions, release.grid, release.kernel, cdf), sums / sums.sum())
 
 
 def _fit(y: Array, noise: float, grid: BinGrid, directions: Array) -> Array:

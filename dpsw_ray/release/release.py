@@ -1,7 +1,7 @@
 """The Release: an immutable, differentially private artefact, and its file format.
 
-A folder with two files: `table.arrow` (a row per direction: the direction in lattice units and its noisy counts)
-and `manifest.json` (how it was made and what it cost). Everything behind this door is post-processing.
+A folder with two files: `table.arrow` (a row per round and direction: the direction in lattice units and its noisy
+counts) and `manifest.json` (how it was made and what it cost). Everything behind this door is post-processing.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from numpy.typing import NDArray
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import read_arrow, write_arrow, write_json
 from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.rows import RowPlan
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 __all__ = ["FORMAT", "Release"]
 
-FORMAT = "dpsw_ray release 1"
+FORMAT = "dpsw_ray release 2"
 
 
 @dataclass(frozen=True)
 class Release:
-    """Noisy smoothed sliced histograms of private latents.
+    """Noisy sliced histograms of private latents, in T rounds with directions of their own.
 
     Attributes:
-        directions: array of size [K, d], unit directions on the lattice.
-        counts: array of size [C, K, bins], int64: noisy sums, `SCALE` per record.
-        kernel: array of size [phases, taps], the integer rows the records were binned with.
+        directions: array of size [T, K, d], unit directions on the lattice.
+        counts: array of size [T, C, K, bins], int64: noisy sums, `SCALE` per record.
+        kernel: array of size [phases, taps], integer rows: what one record adds, at each position inside a bin.
         grid: bins and smoothing.
-        noise_std: standard deviation of the noise in each cell, in the units of `counts`.
+        cell_noise: standard deviation of the noise on each cell, in the units of `counts`; 0 where the noise is on
+            the projections, and is the smoothing.
         manifest: mechanism, relation, unit, events, epsilon bounds, classes, versions; as in `manifest.json`.
     """
 
@@ -45,7 +47,7 @@ class Release:
     counts: NDArray[np.int64] = field(repr=False)
     kernel: NDArray[np.int64] = field(repr=False)
     grid: BinGrid
-    noise_std: float
+    cell_noise: float
     manifest: Mapping[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -56,17 +58,23 @@ class Release:
     @classmethod
     def from_plan(cls, plan: ReleasePlan, counts: NDArray[np.int64], manifest: Mapping[str, Any]) -> Release:
         """Builds the release that a plan's noisy total makes."""
-        return cls(plan.directions.copy(), counts, plan.table.copy(), plan.grid, plan.noise_std, manifest)
+        cell_noise = 0.0 if isinstance(plan, RowPlan) else plan.noise_std
+        return cls(plan.directions.copy(), counts, plan.table.copy(), plan.grid, cell_noise, manifest)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds T."""
+        return len(self.directions)
 
     @property
     def dim(self) -> int:
         """Dimension d of the latents."""
-        return int(self.directions.shape[1])
+        return int(self.directions.shape[2])
 
     @property
     def blocks(self) -> int:
         """Number of cell blocks C: classes, or 1."""
-        return int(self.counts.shape[0])
+        return int(self.counts.shape[1])
 
     @property
     def publishable(self) -> bool:
@@ -77,7 +85,7 @@ class Release:
         """Writes the two files atomically, the manifest last: a folder with a manifest is a whole release."""
         dim, blocks, bins = self.dim, self.blocks, self.grid.bins
         lattice = np.rint(self.directions / LATTICE).astype(np.int32)
-        rows = np.ascontiguousarray(self.counts.transpose(1, 0, 2)).ravel()
+        rows = np.ascontiguousarray(self.counts.transpose(0, 2, 1, 3)).ravel()
         table = pa.table(
             {
                 "direction": pa.FixedSizeListArray.from_arrays(pa.array(lattice.ravel()), dim),
@@ -90,13 +98,14 @@ class Release:
             "layout": {
                 "direction": "int32, multiples of 2^-26",
                 "counts": f"int64, noisy sums, {SCALE} per record; cells in the order [class, bin]",
+                "rounds": self.rounds,
                 "classes": blocks,
-                "directions": len(self.directions),
+                "directions": self.directions.shape[1],
                 "bins": bins,
                 "dim": dim,
             },
             "grid": {"bins": bins, "smoothing": self.grid.smoothing, "kernel": self.kernel.tolist()},
-            "noise_std": self.noise_std,
+            "cell_noise": self.cell_noise,
         }
         write_json(folder / "manifest.json", {**layout, **self.manifest})
 
@@ -120,16 +129,17 @@ class Release:
                 )
             layout, grid = stored["layout"], stored["grid"]
             table = read_arrow(folder / "table.arrow")
-            shape = (layout["directions"], layout["classes"], layout["bins"])
+            shape = (layout["rounds"], layout["directions"], layout["classes"], layout["bins"])
             lattice = table.column("direction").combine_chunks().flatten().to_numpy()
             counts = table.column("counts").combine_chunks().flatten().to_numpy().reshape(shape)
-            manifest = {k: v for k, v in stored.items() if k not in ("format", "layout", "grid", "noise_std")}
+            own = ("format", "layout", "grid", "cell_noise")
+            manifest = {k: v for k, v in stored.items() if k not in own}
             return cls(
-                lattice.reshape(-1, layout["dim"]) * LATTICE,
-                np.ascontiguousarray(counts.transpose(1, 0, 2)),
+                lattice.reshape(*shape[:2], layout["dim"]) * LATTICE,
+                np.ascontiguousarray(counts.transpose(0, 2, 1, 3)),
                 np.asarray(grid["kernel"], dtype=np.int64),
                 BinGrid(grid["bins"], grid["smoothing"]),
-                float(stored["noise_std"]),
+                float(stored["cell_noise"]),
                 manifest,
             )
         except (KeyError, ValueError, TypeError, pa.ArrowException, OSError) as error:

@@ -9,10 +9,12 @@ any order, on any device.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LATTICE", "haar_frames", "round_to_lattice"]
+__all__ = ["LATTICE", "haar_frames", "iid_directions", "round_to_lattice"]
 
 LATTICE = 2.0**-26
 """Spacing of the lattice that latents, directions and particles live on."""
@@ -44,3 +46,22 @@ def haar_frames(frames: int, dim: int, seed: int) -> NDArray[np.float64]:
     q, r = np.linalg.qr(rng.standard_normal((frames, dim, dim)))
     signs = np.sign(np.diagonal(r, axis1=1, axis2=2))
     return round_to_lattice((q * signs[:, None, :]).transpose(0, 2, 1).reshape(frames * dim, dim))
+
+
+def iid_directions(count: int, dim: int, entropy: str) -> NDArray[np.float64]:
+    """Draws independent uniform unit vectors from a secret-until-published string of entropy.
+
+    Who can choose a record knowing the directions can make them count for more than their number over d; the
+    string must therefore be drawn from operating-system entropy after the data are fixed.
+
+    Args:
+        count: number of directions.
+        dim: dimension d of the latents.
+        entropy: the string, for instance a random release id.
+
+    Returns:
+        Array of size [count, d], one unit direction a row, rounded to the lattice.
+    """
+    seed = int.from_bytes(hashlib.sha256(entropy.encode()).digest(), "little")
+    vectors = np.random.default_rng(seed).standard_normal((count, dim))
+    return round_to_lattice(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

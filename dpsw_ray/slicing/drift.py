@@ -46,13 +46,13 @@ class Slices:
     kernel: NDArray[np.int64]
     cdf: NDArray[np.float64]
 
-    def part(self, start: int, stop: int) -> Slices:
-        """The slices of the directions `start` to `stop`."""
+    def select(self, chosen: slice | NDArray[np.int64]) -> Slices:
+        """The slices of some directions."""
         return Slices(
-            np.ascontiguousarray(self.directions[start:stop]),
+            np.ascontiguousarray(self.directions[chosen]),
             self.grid,
             self.kernel,
-            np.ascontiguousarray(self.cdf[:, start:stop]),
+            np.ascontiguousarray(self.cdf[:, chosen]),
         )
 
 
