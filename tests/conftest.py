@@ -9,6 +9,8 @@ import pytest
 os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
+    # Threads that spin while they wait take the cores from those that work.
+    "OMP_WAIT_POLICY": "passive",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers look for test classes by module name, wherever pytest was started.

@@ -70,7 +70,7 @@ def _face(rng: np.random.Generator, male: bool, smiling: bool) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "epochs", "share"), [("dcgan64", 150, 12, 0.75), ("vgg64", 80, 4, 0.95)]
+    ("kind", "count", "epochs", "share"), [("dcgan64", 150, 12, 0.75), ("vgg64", 80, 3, 0.95)]
 )
 def test_faces_go_from_jpegs_to_the_report(
     kind: str, count: int, epochs: int, share: float, tmp_path: Path
