@@ -205,6 +205,8 @@ def child(place: Path, *options: object) -> subprocess.Popen[str]:
         [sys.executable, "-m", "dpsw_ray", *arguments(place, *options)],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         cwd=Path(__file__).parents[1],
+        # A shell's background job hands down that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -647,7 +648,12 @@ def test_a_ledger_on_the_head_answers_like_one_here(ray_session: None, tmp_path:
     with pytest.raises(UserError, match="relation replace_one, found zero_out"):
         there.check("digits", "zero_out")
 
-    ray.kill(there._keeper)
+    ray.kill(there._keeper)  # takes effect some time later
+    deadline = time.monotonic() + 60
+    with pytest.raises(UserError, match="was lost during total"):
+        while time.monotonic() < deadline:
+            there.total("digits")
+            time.sleep(0.05)
     with pytest.raises(UserError, match=r"was lost during charge .* nothing may be released on it"):
         there.charge("digits", _release(), "run")
     assert here.total("digits").charges == 1
