@@ -30,7 +30,7 @@ from dpsw_ray.plan import ledger_account
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.statement import RunFacts, state
-from dpsw_ray.release import Release, ReleasePlan
+from dpsw_ray.release import Release, ReleasePlan, RowPlan
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.samples import write_particles, write_samples
 from dpsw_ray.slicing.grid import SCALE
@@ -38,6 +38,15 @@ from dpsw_ray.tracking import Tracker
 
 __all__ = ["Results", "publish", "release_manifest"]
 
+_MECHANISMS = {
+    "histograms": "Histograms of the private records' projections onto random directions, with noise added to every "
+    "cell. The noise is drawn once; samples and figures are computed from the noisy histograms.",
+    "rows": "Histograms of the private records' projections onto random directions, every projection with noise of "
+    "its own before it is counted. That noise is drawn once; samples and figures are computed from these histograms.",
+    "sampled": "A sequence of histograms, each of a secret random sample of the private records' projections onto "
+    "random directions of its own, with noise added to every cell. Samples and noise are drawn once; everything else "
+    "is computed from the noisy histograms.",
+}
 _PER_CLASS = 10
 _PANELS = 8
 _RECONSTRUCTIONS = 12
@@ -73,7 +82,8 @@ def release_manifest(
         "publishable": p.publishable,
         "reproducible_noise": p.noise_seed is not None,
         "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
-        "directions_seed": config.seed,
+        # Independent directions follow from the random release id, frames from the public seed.
+        "directions_seed": None if isinstance(plan, RowPlan) and plan.law == "iid" else config.seed,
         "classes": classes,
         "class_names": list(info.class_names or info.classes) if classes else [],
         "private_records": info.private_count,
@@ -148,6 +158,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         config_yaml=config.to_yaml(),
         versions=_versions(),
         created=_now(),
+        mechanism=_MECHANISMS[config.release_kind],
         encoder=encoder_section,
     )
     write_text(folder / "report.html", render_report(context))

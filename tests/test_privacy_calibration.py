@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpsw_ray.errors import UserError
-from dpsw_ray.privacy.accountants import AccountingError, account, bound
+from dpsw_ray.privacy.accountants import AccountingError, account, bound, compose_mu
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_histogram_noise, calibrate_noise
 from dpsw_ray.privacy.events import (
     DpPcaEvent,
@@ -37,7 +37,7 @@ def test_calibrated_noise_never_exceeds_the_target_and_is_within_half_a_percent(
     directions: int, row_norm_sq: int, relation: Relation, epsilon: float, delta: float
 ) -> None:
     std = calibrate_histogram_noise(directions, row_norm_sq, relation, epsilon, delta)
-    mu = SlicedHistogramEvent(directions, row_norm_sq, std).gaussian_mu(relation)
+    mu = compose_mu([SlicedHistogramEvent(directions, row_norm_sq, std)], relation)
     upper = gaussian_epsilon(mu, delta).upper
     assert 0.995 * epsilon <= upper <= epsilon
 

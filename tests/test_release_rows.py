@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,21 @@ def test_a_long_release_goes_on_in_the_middle_without_a_second_charge(tmp_path: 
     assert not list(tmp_path.glob("a/part-*")) and not list((private / "keys").iterdir())
 
 
+def test_parts_left_by_a_kill_after_the_release_go_with_its_commit(tmp_path: Path, book: Ledger) -> None:
+    private, plan = store(tmp_path / "private"), rows(epochs=3)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dpsw_ray.private.protocol._commit", _interrupt)
+        made(plan, tmp_path / "a", book, shards(private), seed=None)
+    assert len(list(tmp_path.glob("a/part-*"))) == 3 and (tmp_path / "a" / "manifest.json").exists()
+    made(plan, tmp_path / "a", book, shards(private), seed=None)
+    assert book.total("d").charges == 1
+    assert not list(tmp_path.glob("a/part-*")) and not (tmp_path / "a" / "pending.json").exists()
+
+
+def _interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
 METHODS = {
     "dpswgen": ("release.epochs=1", "release.batch=300", "generator.steps=20"),
     "dpswflow": ("release.directions=10", "release.law=iid"),
@@ -230,6 +246,11 @@ def test_each_method_runs_from_records_to_samples(name: str, tmp_path: Path) -> 
     )  # fmt: skip
     result = run(config, tmp_path / "run", Progress(quiet=True))
     assert result.privacy["epsilon"]["upper"] <= 5
+    report = (tmp_path / "run" / "report.html").read_text()
+    secret, own = "secret random sample" in report, "every projection with noise of" in report
+    assert (secret, own) == (("samples" in name), ("samples" not in name))
+    seed = json.loads((tmp_path / "run" / "release" / "manifest.json").read_text())["directions_seed"]
+    assert seed == (None if "release.law=iid" in METHODS[name] else config.seed)
     assert (tmp_path / "run" / "samples.parquet").exists()
 
 

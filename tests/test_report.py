@@ -61,6 +61,7 @@ CONTEXT = ReportContext(
     config_yaml="name: digits\nprivacy:\n  epsilon: 1.0\n",
     versions={"numpy": "2.2.1"},
     created="2026-01-01 12:00 UTC",
+    mechanism="Histograms with noise.",
 )
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -89,11 +89,8 @@ class ReportContext:
     config_yaml: str
     versions: Mapping[str, str]
     created: str
+    mechanism: str
     encoder: EncoderSection | None = None
-    mechanism: str = (
-        "Histograms of the private records' projections onto random directions, with noise added to every "
-        "cell. The noise is drawn once; samples and figures are computed from the noisy histograms."
-    )
 
 
 def render_report(context: ReportContext) -> str:

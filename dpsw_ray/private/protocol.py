@@ -84,8 +84,6 @@ def release_once(
     release = Release.from_plan(plan, _noisy_totals(shards, plan, folder, noise_seed), manifest(plan))
     release.save(folder)
     _commit(shards, plan.release_id, pending)
-    for part in folder.glob(_PARTS.format(release_id=plan.release_id, number="*")):
-        part.unlink()
     return release
 
 
@@ -165,4 +163,6 @@ def _persist(shards: WorkerGroup, action: Callable[[], T]) -> T:
 
 def _commit(shards: WorkerGroup, release_id: str, pending: Path) -> None:
     shards.call("commit", (release_id,))
+    for part in pending.parent.glob(_PARTS.format(release_id=release_id, number="*")):
+        part.unlink()
     pending.unlink(missing_ok=True)
