@@ -202,7 +202,7 @@ class ReleaseConfig(_Section):
         description="dpswflow-r: noisy projections of disjoint batches, or histograms of secret samples",
     )
     batch: Whole = Field(250, ge=1, description="partition: records in a batch, about")
-    epochs: Whole = Field(35, ge=1, description="partition: passes over the records")
+    epochs: Whole = Field(1, ge=1, description="partition: passes over the records")
     rate: Real = Field(
         0.01, gt=0.0, le=1.0, description="poisson: chance of a record to be in a round's sample"
     )
@@ -223,14 +223,22 @@ class FlowConfig(_Section):
     """Post-processing: everything here is free of privacy cost."""
 
     particles: Whole = Field(10_000, ge=1)
-    steps: Whole = Field(300, ge=1, description="at most; an early stop may end it before")
+    steps: Whole | None = Field(
+        None,
+        ge=1,
+        description="at most; an early stop may end it before; default: 300, and every round of a release once",
+    )
     subset: Whole | None = Field(
         None, ge=1, description="directions used in each step, drawn anew from those released; default: all"
     )
     step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
         "auto", description="h; auto: the full transport step h = d"
     )
-    schedule: Literal["constant", "cosine", "inverse"] = "constant"
+    schedule: Literal["auto", "constant", "cosine", "inverse"] = Field(
+        "auto",
+        description="of the step size; inverse falls like 1 / t, which averages over noisy rounds; auto: constant for "
+        "one round, inverse for several",
+    )
     diffusion: Real = Field(0.0, ge=0.0, description="lambda of the Wiener term sqrt(2 lambda h) Z")
     class_balance: Literal["released", "equal"] = Field("released", description="particles per class")
     patience: Whole = Field(10, ge=1, description="steps without progress before the early stop")
@@ -246,7 +254,11 @@ class GeneratorConfig(_Section):
     hidden: tuple[Annotated[Whole, Field(ge=1, le=65_536)], ...] = Field(
         (256, 512), min_length=1, description="widths of the hidden layers; the widest has the batch norm"
     )
-    steps: Whole = Field(2_000, ge=1, description="steps of Adam; step t uses round t modulo their number")
+    steps: Whole | None = Field(
+        None,
+        ge=1,
+        description="steps of Adam; step t uses round t modulo their number; default: 2,000, and every round once",
+    )
     batch_size: Whole = Field(250, ge=2, description="generated points per step, divided among the classes")
     learning_rate: Real = Field(1e-3, gt=0.0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,8 +25,8 @@ from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.report import Metric
 from dpsw_ray.files import write_json
 from dpsw_ray.flow.particles import allocate
-from dpsw_ray.flow.solver import FlowResult, solve
-from dpsw_ray.generator.training import train_generator
+from dpsw_ray.flow.solver import FlowResult, flow_steps, solve
+from dpsw_ray.generator.training import generator_steps, train_generator
 from dpsw_ray.output import RunFolder, resolve_output
 from dpsw_ray.plan import ledger_account, make_plan, planned
 from dpsw_ray.privacy.events import Event
@@ -277,7 +276,7 @@ def _points(
     """Latents that follow the release: particles that flowed there, or what a generator draws."""
     if config.method == "dpswgen":
         return _generated(config, rounds, encoder, checkpoints, seed, progress)
-    with progress.task("Moving particles", config.flow.steps) as task:
+    with progress.task("Moving particles", flow_steps(config.flow, len(rounds))) as task:
         return solve(
             rounds,
             config.flow,
@@ -299,7 +298,7 @@ def _generated(
     progress: Progress,
 ) -> FlowResult:
     distances: list[float] = []
-    steps = config.generator.steps
+    steps = generator_steps(config.generator, len(rounds))
 
     def report(distance: float) -> None:
         distances.append(distance)
@@ -395,7 +394,7 @@ def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:
 
 def _threads(config: RunConfig) -> int:
     if config.cluster.executor == "local":
-        return os.cpu_count() or 1
+        return torch.get_num_threads()  # the machine's, or what OMP_NUM_THREADS leaves to this process
     return max(1, int(config.cluster.cpus_per_actor))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,14 +20,16 @@ from dpsw_ray.audit.mechanisms import (
     discrete_gaussian,
     dp_sgd,
     gaussian,
-    histogram_plan,
-    row_scores,
-    sampled_gaussian,
-    sliced_gaussian,
-    sliced_histogram,
-    unit_directions,
 )
 from dpsw_ray.audit.pipeline import audit_pipeline
+from dpsw_ray.audit.releases import (
+    histogram_plan,
+    noisy_projections,
+    row_plan,
+    sampled_histograms,
+    sampled_plan,
+    sliced_histogram,
+)
 from dpsw_ray.audit.result import AuditResult, audit
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import import_dataset, open_dataset
@@ -37,8 +40,6 @@ from dpsw_ray.privacy.events import (
     DiscreteGaussianEvent,
     DpSgdEvent,
     GaussianEvent,
-    SampledGaussianEvent,
-    SlicedGaussianEvent,
     SlicedHistogramEvent,
 )
 from dpsw_ray.privacy.noise import lattice_gaussian
@@ -156,32 +157,55 @@ def test_the_plan_charges_the_table_in_use_whatever_it_is() -> None:
     assert_caught(twin, sliced_histogram(plan, "add_remove"), runs=10_000)
 
 
-def test_a_public_sampling_mask_with_amplification_claimed() -> None:
-    event = SampledGaussianEvent(0.2, 1.0, 0.8, steps=4)
-    honest = sampled_gaussian(event, "zero_out")
+@pytest.mark.parametrize("law", ["haar", "iid"])
+def test_half_the_noise_on_projections(law: Literal["haar", "iid"]) -> None:
+    plan = row_plan(law, 2.0)
+    halved = dataclasses.replace(plan, noise_std=plan.noise_std / 2)
+    assert_caught(noisy_projections(halved, "replace_one"), noisy_projections(plan, "replace_one"), runs=3000)
 
-    def seeing(runs: int, source: Randomness) -> Scores:
-        drawn = source.rng.normal(0, event.noise_std, (2, runs, event.steps))
-        masks = source.rng.random((2, runs, event.steps)) < event.sampling
-        drawn[1] += masks[1]
-        null, alternative = ((mask * (2 * x - 1)).sum(axis=1) for mask, x in zip(masks, drawn, strict=True))
-        return null, alternative
 
-    assert_caught(dataclasses.replace(honest, scores=seeing), honest)
+def test_epochs_of_projections_charged_as_one() -> None:
+    """The literature's: the same records projected again and again with fresh noise, at the price of one release."""
+    once, often = (noisy_projections(row_plan("haar", 4.0, epochs), "zero_out") for epochs in (1, 6))
+    assert_caught(often, once, runs=3000)
+
+
+def test_a_projected_record_replaced_and_charged_as_zeroed() -> None:
+    plan = row_plan("haar", 3.0)
+    assert_caught(noisy_projections(plan, "replace_one"), noisy_projections(plan, "zero_out"), runs=3000)
 
 
 def test_a_public_seed_for_iid_directions() -> None:
     """Who knows the directions beforehand puts the record where they are densest."""
-    event = SlicedGaussianEvent(16, 8, 2.0, law="iid")
-    honest = sliced_gaussian(event, "zero_out")
-    known = unit_directions(np.random.default_rng(5), 1, event.directions, event.dim)
-    densest = np.linalg.svd(known[0])[2][0]
-    assert np.linalg.norm(known[0] @ densest) > 1.3 * np.sqrt(event.directions / event.dim)
+    plan = row_plan("iid", 3.0, epochs=1)
+    first = plan.directions[0]
+    _, strength, axes = np.linalg.svd(first)
+    assert strength[0] > 1.2 * np.sqrt(len(first) / len(axes))
+    known = dataclasses.replace(plan, law="haar", directions=np.stack([first] * plan.batches))
+    placed = noisy_projections(known, "zero_out", axes[0] * BALL)
+    assert_caught(placed, noisy_projections(plan, "zero_out"), runs=20_000)
 
-    def placed(runs: int, source: Randomness) -> Scores:
-        return row_scores(known, 0 * densest, densest, event.noise_std, runs, source.rng)
 
-    assert_caught(dataclasses.replace(honest, scores=placed), honest, runs=40_000)
+def test_half_the_noise_on_secret_samples() -> None:
+    plan = sampled_plan(1.0)
+    halved = dataclasses.replace(plan, noise_std=plan.noise_std / 2)
+    assert_caught(sampled_histograms(halved, "zero_out"), sampled_histograms(plan, "zero_out"), runs=4000)
+
+
+def test_a_public_sampling_mask_with_amplification_claimed() -> None:
+    plan = sampled_plan(0.8)
+    honest = sampled_histograms(plan, "zero_out")
+    shift = plan.noise_std / 0.8
+
+    def seeing(runs: int, source: Randomness) -> Scores:
+        """A sum that the record is in is shown as such: two Gaussians in place of a mixture."""
+        member = source.rng.random((runs, len(plan.directions))) < plan.rate
+        drawn = source.rng.normal(0, plan.noise_std, (2, *member.shape))
+        drawn[1] += shift
+        null, alternative = (member * (2 * drawn - shift)).sum(axis=2)
+        return null, alternative
+
+    assert_caught(dataclasses.replace(honest, scores=seeing), honest, runs=6000)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,10 @@ def test_a_set_below_a_single_value_is_refused() -> None:
         ("flow.particles=many", "flow.particles must be a whole number, found 'many'."),
         ("flow.particles=true", "flow.particles must be a number, found true."),
         ("flow.step_size=big", "flow.step_size must be a positive number or auto, found 'big'."),
-        ("flow.schedule=slow", "flow.schedule must be 'constant', 'cosine' or 'inverse', found 'slow'."),
+        (
+            "flow.schedule=slow",
+            "flow.schedule must be 'auto', 'constant', 'cosine' or 'inverse', found 'slow'.",
+        ),
         ("tracking.enabled=perhaps", "tracking.enabled must be true or false, found 'perhaps'."),
         ("name=a/b", "name must consist of letters, digits and . _ - only, found 'a/b'."),
         ("name=..", "name must consist of letters, digits and . _ - only, found '..'."),

@@ -13,7 +13,7 @@ from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation import sliced
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
-from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
+from dpsw_ray.evaluation.downstream import cached_logreg_accuracy, intended_class_rate, logreg_accuracy
 from dpsw_ray.evaluation.fid import frechet_distance
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
@@ -167,6 +167,22 @@ def test_logistic_regression_tells_good_labels_from_shuffled_ones(digits: Labell
     assert logreg_accuracy(images[:900], labels[:900], images[900:], labels[900:]) > 0.93
     shuffled = np.random.default_rng(0).permutation(labels[:900])
     assert logreg_accuracy(images[:900], shuffled, images[900:], labels[900:]) < 0.3
+
+
+def test_a_baseline_is_computed_once_and_again_where_its_file_is_damaged(
+    digits: Labelled, tmp_path: Path
+) -> None:
+    images, labels = digits
+    arguments = images[:300], labels[:300], images[900:], labels[900:]
+    accuracy = cached_logreg_accuracy(*arguments, tmp_path)
+    assert accuracy == logreg_accuracy(*arguments)
+    (kept,) = tmp_path.glob("baselines/*/accuracy.txt")
+    kept.write_text("0.125")
+    assert cached_logreg_accuracy(*arguments, tmp_path) == 0.125  # read, not computed
+    kept.write_text("an eighth")
+    assert cached_logreg_accuracy(*arguments, tmp_path) == accuracy
+    shuffled = arguments[0], arguments[1][::-1], *arguments[2:]
+    assert cached_logreg_accuracy(*shuffled, tmp_path) < accuracy
 
 
 def test_logistic_regression_on_degenerate_samples(digits: Labelled) -> None:

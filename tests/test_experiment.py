@@ -127,7 +127,8 @@ def test_an_unknown_measure_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
         choose_measures("fid,beauty")
     assert str(caught.value) == (
-        "--metrics takes some of sliced_w2, sliced_w2_test, fid, logreg, intended, seconds, found 'beauty'."
+        "--metrics takes some of sliced_w2, sliced_w2_test, fid, logreg, pseudo_logreg, intended, seconds, "
+        "found 'beauty'."
     )
 
 

@@ -9,11 +9,13 @@ import pytest
 
 from dpsw_ray.cluster import LocalCluster, open_cluster
 from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.errors import UserError
 from dpsw_ray.flow.particles import RADIUS, allocate, confine, initial
-from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.flow.solver import FlowResult, flow_steps, solve
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing.directions import LATTICE, haar_frames, round_to_lattice
 from dpsw_ray.slicing.drift import Slices
+from dpsw_ray.slicing.drift_numba import drift_numba
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
@@ -150,6 +152,55 @@ def test_wiener_noise_spreads_particles_and_schedules_differ() -> None:
     assert moved.distances[-1] > still.distances[-1]
     schedules = [FlowConfig.model_validate({"particles": 50, "steps": 10, "schedule": s}) for s in SCHEDULES]
     assert len({run(config).particles.tobytes() for config in schedules}) == 3
+
+
+def test_a_default_flow_takes_every_round_once_and_lets_noisy_rounds_average_out() -> None:
+    config = FlowConfig(particles=50)
+    assert (flow_steps(config, 1), flow_steps(config, 500)) == (300, 500)
+    assert flow_steps(FlowConfig(steps=7), 500) == 7
+    rng = np.random.default_rng(0)
+    points, labels = blobs()
+    calm = targets(points, labels)
+    batches = [
+        np.concatenate([rng.choice(np.flatnonzero(labels == c), 15) for c in (0, 1)]) for _ in range(60)
+    ]
+    noisy = [Targets(targets(points[b], labels[b]).slices, calm.weights) for b in batches]
+
+    def left(schedule: str) -> float:
+        """Distance to the targets without noise, where a flow towards the noisy ones ends."""
+        made = solve(
+            noisy,
+            FlowConfig.model_validate({"particles": 400, "schedule": schedule}),
+            sphere=True,
+            seed=3,
+            cluster=LocalCluster(1),
+        )
+        _, cost = drift_numba(made.particles, np.searchsorted(made.labels, [0, 1, 2]), calm.slices)
+        return float(cost.sum())
+
+    assert left("auto") == left("inverse") < left("constant") / 2
+
+
+def test_distances_are_right_where_the_noise_is_a_hundred_times_the_latents() -> None:
+    """Sums over many particles, classes and directions pass 2^63 of the smallest unit."""
+    grid = BinGrid(64, 7.4)
+    directions = haar_frames(32, DIM, 1)
+    far = np.zeros((1, len(directions), 65))
+    far[..., -1] = 1.0  # all mass at the far end
+    slices = Slices(directions, grid, grid.table, far)
+    assert slices.fits()
+    config = FlowConfig(particles=40_000, steps=1)
+    made = solve([Targets(slices, np.ones(1))], config, sphere=True, seed=0, cluster=LocalCluster(1))
+    reach = -grid.low
+    assert reach - 1 < made.distances[0] < reach + 1
+
+
+def test_noise_beyond_what_the_drift_can_add_up_is_refused_with_what_helps() -> None:
+    grid = BinGrid(402, 50.0)
+    directions = haar_frames(400, DIM, 1)
+    slices = Slices(directions, grid, grid.table, np.linspace(0, 1, 403)[None, None].repeat(1600, axis=1))
+    with pytest.raises(UserError, match=r"choose a larger privacy\.epsilon or fewer directions"):
+        solve([Targets(slices, np.ones(1))], FlowConfig(), sphere=True, seed=0, cluster=LocalCluster(1))
 
 
 def test_initial_particles_follow_the_seed() -> None:

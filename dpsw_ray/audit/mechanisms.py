@@ -1,7 +1,7 @@
 """Attacks on every mechanism, each on a worst-case pair of synthetic neighbours, with the best score there is.
 
 A likelihood ratio is the most powerful score (Neyman and Pearson 1933); each function names the one it uses. Where
-the product has the mechanism (tables, lattice noise, frames, the discrete sampler), its own code is run; the others
+the product has the mechanism (the releases, lattice noise, the discrete sampler), its own code is run; the others
 are simulated as their event states them. What is claimed is never written here: it is the accountants' answer to
 the event.
 """
@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ive
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.audit.releases import (
+    histogram_plan,
+    mixture_ratio,
+    noisy_projections,
+    row_plan,
+    sampled_histograms,
+    sampled_plan,
+    sliced_histogram,
+)
 from dpsw_ray.privacy.calibration import calibrate_noise
 from dpsw_ray.privacy.discrete import discrete_gaussian as sample_discrete
 from dpsw_ray.privacy.events import (
@@ -25,22 +34,13 @@ from dpsw_ray.privacy.events import (
     DpPcaEvent,
     DpSgdEvent,
     GaussianEvent,
-    NoiseKind,
     NoisyCountEvent,
     ParallelEvent,
-    SampledGaussianEvent,
     SequentialEvent,
     SkellamEvent,
-    SlicedGaussianEvent,
-    SlicedHistogramEvent,
 )
 from dpsw_ray.privacy.noise import lattice_gaussian
 from dpsw_ray.privacy.relations import RELATIONS, Relation
-from dpsw_ray.private.latents import NULL, bounded
-from dpsw_ray.private.mechanism import bound, draw_secret, noise
-from dpsw_ray.release.plan import HistogramPlan
-from dpsw_ray.slicing.directions import haar_frames
-from dpsw_ray.slicing.grid import BinGrid
 
 __all__ = [
     "MECHANISMS",
@@ -49,23 +49,16 @@ __all__ = [
     "dp_pca",
     "dp_sgd",
     "gaussian",
-    "histogram_plan",
     "noisy_count",
     "parallel",
-    "row_scores",
-    "sampled_gaussian",
     "sequential",
     "skellam",
-    "sliced_gaussian",
-    "sliced_histogram",
-    "unit_directions",
 ]
 
 N = TypeVar("N", int, float)
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Records = tuple[Array, NDArray[np.int32]]
 
 _NUMBERS = 1 << 21  # drawn at a time, to bound the memory
 _FIXED_COUNT: tuple[Relation, ...] = ("replace_one", "zero_out")
@@ -92,73 +85,6 @@ class Mechanism:
         return self.attack(relation, level)
 
 
-def sliced_histogram(plan: HistogramPlan, relation: Relation) -> Attack:
-    """The release itself: `private.mechanism.bound` on real records, its `noise` from a fresh secret in every run.
-
-    Pair: the record with the largest table among many, in one class and in another; against the null record or
-    none under the other relations. Score: matched filter, the likelihood ratio (of lattice noise, but for the
-    rounding). Both worlds of a run see the same noise, which halves the time; the bounds allow it.
-
-    Args:
-        plan: class-conditional, with at least two classes.
-        relation: of the pair.
-    """
-    first, second = (bound(records, plan).ravel() for records in _worst_pair(plan, relation))
-    matched = (second - first).astype(np.float64)
-
-    def scores(runs: int, source: Randomness) -> Scores:
-        null, alternative = np.empty(runs), np.empty(runs)
-        for run in range(runs):
-            # Exact discrete noise has entropy of its own: no seed repeats it.
-            secret = source.key.derive(b"run %d" % run) if plan.noise == "gaussian" else draw_secret(plan)
-            drawn = noise(secret, plan).ravel()
-            null[run], alternative[run] = matched @ (first + drawn), matched @ (second + drawn)
-        return null, alternative
-
-    return Attack("sliced_histogram", (plan.event,), relation, scores)
-
-
-def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian") -> HistogramPlan:
-    """A small release of two classes, so that runs are cheap; the noise is `level` times the sensitivity."""
-    grid, directions = BinGrid(8, 0.5), haar_frames(2, 2, seed=0)
-    noiseless = SlicedHistogramEvent(len(directions), grid.row_norm_sq, 0.0)
-    return HistogramPlan(
-        release_id="audit",
-        directions=directions[None],
-        grid=grid,
-        table=grid.table,
-        classes=2,
-        class_conditional=True,
-        noise_std=math.sqrt(noiseless.sensitivity_sq(relation)) * level,
-        noise=kind,
-    )
-
-
-def _worst_pair(plan: HistogramPlan, relation: Relation) -> tuple[list[Records], list[Records]]:
-    dim = plan.directions.shape[2]
-    rng = np.random.default_rng(0)
-    points = rng.standard_normal((2000, dim))
-    points *= rng.uniform(0.2, 1, (2000, 1)) / np.linalg.norm(points, axis=1, keepdims=True)
-    points, _ = bounded(
-        np.concatenate([points, np.eye(dim), -np.eye(dim)]), np.zeros(len(points) + 2 * dim, np.int32)
-    )
-
-    def one(point: Array, label: int) -> Records:
-        return point[None], np.array([label], np.int32)
-
-    tables = (bound([one(point, 0)], plan).astype(np.float64) for point in points)
-    largest = points[int(np.argmax([np.vdot(table, table) for table in tables]))]
-    others = (points[:5], np.zeros(5, np.int32))
-    target = [others, one(largest, 0)]
-    match relation:
-        case "replace_one":
-            return target, [others, one(largest, plan.classes - 1)]
-        case "zero_out":
-            return [others, one(largest, NULL)], target
-        case "add_remove":
-            return [others], target
-
-
 def gaussian(event: GaussianEvent, relation: Relation) -> Attack:
     """A vector of four integers with lattice noise. Score: likelihood ratio, but for the rounding.
 
@@ -181,77 +107,6 @@ def noisy_count(event: NoisyCountEvent, relation: Relation) -> Attack:
         return counts[0], counts[1]
 
     return Attack("noisy_count", (event,), relation, scores)
-
-
-def sliced_gaussian(event: SlicedGaussianEvent, relation: Relation) -> Attack:
-    """One row of noisy projections, the directions shown. Score: likelihood ratio given the directions.
-
-    Pair: the ends of a diameter, or zero and the end of a radius. The other rows are equal in both worlds and say
-    nothing. Haar frames come from a public seed, once; iid directions are drawn anew in every run, after the
-    records.
-    """
-    end = np.zeros(event.dim)
-    end[0] = event.radius
-    start = -end if relation == "replace_one" else 0 * end
-
-    def scores(runs: int, source: Randomness) -> Scores:
-        parts = []
-        for count in _portions(runs, event.directions * event.dim):
-            if event.law == "iid":
-                directions = unit_directions(source.rng, count, event.directions, event.dim)
-            else:
-                directions = haar_frames(event.directions // event.dim, event.dim, seed=0)[None]
-            parts.append(row_scores(directions, start, end, event.noise_std, count, source.rng))
-        return _joined(parts)
-
-    return Attack(f"sliced_gaussian_{event.law}", (event,), relation, scores)
-
-
-def unit_directions(rng: np.random.Generator, runs: int, count: int, dim: int) -> Array:
-    """Independent uniform unit vectors: array of size [runs, count, dim]."""
-    draws = rng.standard_normal((runs, count, dim))
-    return np.asarray(draws / np.linalg.norm(draws, axis=2, keepdims=True))
-
-
-def row_scores(
-    directions: Array, start: Array, end: Array, noise_std: float, runs: int, rng: np.random.Generator
-) -> Scores:
-    """Log-likelihood ratios of rows `x Theta^T + V` of the records `start` and `end`, given the directions.
-
-    Args:
-        directions: array of size [runs or 1, K, d].
-        start: the first world's record, array of size [d].
-        end: the second world's, array of size [d].
-        noise_std: of every entry of V.
-        runs: of each world.
-        rng: for V.
-    """
-    rows = [directions @ x + rng.normal(0, noise_std, (runs, directions.shape[1])) for x in (start, end)]
-    change, middle = directions @ (end - start), directions @ (end + start) / 2
-    null, alternative = (((row - middle) * change).sum(axis=1) / noise_std**2 for row in rows)
-    return null, alternative
-
-
-def sampled_gaussian(event: SampledGaussianEvent, relation: Relation) -> Attack:
-    """Poisson-sampled sums under secret masks. Score: likelihood ratio of the mixture, added over the steps.
-
-    Pair: one record of the largest norm, or none (the null record adds zero: the same sums).
-    """
-
-    def scores(runs: int, source: Randomness) -> Scores:
-        parts = []
-        for count in _portions(runs, 3 * event.steps):
-            drawn = source.rng.normal(0, event.noise_std, (2, count, event.steps))
-            mask = source.rng.random((count, event.steps)) < event.sampling
-            sums = drawn[0], drawn[1] + mask * event.sensitivity
-            null, alternative = (
-                _mixture_ratio(x, event.sampling, event.sensitivity, event.noise_std).sum(axis=1)
-                for x in sums
-            )
-            parts.append((null, alternative))
-        return _joined(parts)
-
-    return Attack("sampled_gaussian", (event,), relation, scores)
 
 
 def dp_sgd(event: DpSgdEvent, relation: Relation) -> Attack:
@@ -277,7 +132,7 @@ def dp_sgd(event: DpSgdEvent, relation: Relation) -> Attack:
             total = np.einsum("rnd,rn->rd", clipped, mask) + rng.normal(0, event.noise_multiplier, (runs, 3))
             moved = weights - rate * total
             shown = (weights - moved)[:, 2] / rate
-            score += _mixture_ratio(shown, event.sampling, 1.0, event.noise_multiplier)
+            score += mixture_ratio(shown, event.sampling, 1.0, event.noise_multiplier)
             weights = moved
         return score
 
@@ -402,12 +257,6 @@ def parallel(event: ParallelEvent, relation: Relation) -> Attack:
     return Attack("parallel", (event,), relation, scores)
 
 
-def _mixture_ratio(shown: Array, sampling: float, shift: float, noise_std: float) -> Array:
-    """Log of ((1 - q) N(0, s^2) + q N(shift, s^2)) over N(0, s^2), at what was shown."""
-    exponent = (2 * shown - shift) * shift / (2 * noise_std**2)
-    return np.asarray(np.logaddexp(np.log1p(-sampling), math.log(sampling) + exponent))
-
-
 def _portions(runs: int, numbers: int) -> Iterator[int]:
     """Splits `runs`, each of so many numbers, into portions that fit the memory."""
     size = max(_NUMBERS // numbers, 1)
@@ -420,18 +269,9 @@ def _joined(parts: list[Scores]) -> Scores:
     return np.concatenate(nulls), np.concatenate(alternatives)
 
 
-def _discrete_histogram_at(relation: Relation, level: float) -> Attack:
-    attack = sliced_histogram(histogram_plan(relation, level, "discrete_gaussian"), relation)
-    return replace(attack, name="sliced_histogram_discrete")
-
-
 def _gaussian_at(relation: Relation, level: float) -> Attack:
     sensitivity = _by_relation(2.0**17, 2.0**18)
     return gaussian(GaussianEvent("vector", sensitivity, sensitivity[relation] * level), relation)
-
-
-def _rows_at(law: Literal["haar", "iid"]) -> Callable[[Relation, float], Attack]:
-    return lambda relation, level: sliced_gaussian(SlicedGaussianEvent(12, 4, level, law=law), relation)
 
 
 def _discrete_at(relation: Relation, level: float) -> Attack:
@@ -463,14 +303,22 @@ def _by_relation(record: N, replaced: N) -> dict[Relation, N]:
 
 MECHANISMS: dict[str, Mechanism] = {
     "sliced_histogram": Mechanism(RELATIONS, lambda r, level: sliced_histogram(histogram_plan(r, level), r)),
-    "sliced_histogram_discrete": Mechanism(RELATIONS, _discrete_histogram_at, runs=10_000),
+    "sliced_histogram_discrete": Mechanism(
+        RELATIONS,
+        lambda r, level: sliced_histogram(histogram_plan(r, level, "discrete_gaussian"), r),
+        runs=10_000,
+    ),
+    "noisy_projections_haar": Mechanism(
+        _FIXED_COUNT, lambda r, level: noisy_projections(row_plan("haar", level), r), runs=20_000
+    ),
+    "noisy_projections_iid": Mechanism(
+        _FIXED_COUNT, lambda r, level: noisy_projections(row_plan("iid", level), r), runs=20_000
+    ),
+    "sampled_histograms": Mechanism(
+        _SUBSAMPLED, lambda r, level: sampled_histograms(sampled_plan(level), r), runs=20_000
+    ),
     "gaussian": Mechanism(RELATIONS, _gaussian_at),
     "noisy_count": Mechanism(RELATIONS, lambda r, level: noisy_count(NoisyCountEvent(level), r)),
-    "sliced_gaussian_haar": Mechanism(_FIXED_COUNT, _rows_at("haar")),
-    "sliced_gaussian_iid": Mechanism(_FIXED_COUNT, _rows_at("iid")),
-    "sampled_gaussian": Mechanism(
-        _SUBSAMPLED, lambda r, level: sampled_gaussian(SampledGaussianEvent(0.25, 1.0, level, steps=8), r)
-    ),
     "dp_sgd": Mechanism(_SUBSAMPLED, lambda r, level: dp_sgd(DpSgdEvent(0.1, level, 20), r)),
     "dp_pca": Mechanism(RELATIONS, lambda r, level: dp_pca(DpPcaEvent(level), r)),
     "skellam": Mechanism(RELATIONS, _skellam_at),

@@ -23,8 +23,12 @@ def compare(
         int, typer.Option(min=1, help="trials of each pair; they count up from the config's seed")
     ] = 3,
     metrics: Annotated[
-        str, typer.Option(help="comma-separated: sliced_w2, sliced_w2_test, fid, logreg, intended, seconds")
-    ] = "sliced_w2,fid,logreg",
+        str,
+        typer.Option(
+            help="comma-separated: sliced_w2, sliced_w2_test, fid, logreg, pseudo_logreg (classes by the public "
+            "classifier), intended, seconds"
+        ),
+    ] = "sliced_w2,fid,logreg,pseudo_logreg",
     set_: SetOption = [],  # noqa: B006 (typer reads it)
     own: Annotated[
         list[str],

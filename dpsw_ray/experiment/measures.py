@@ -33,6 +33,7 @@ MEASURES: Mapping[str, Measure] = {
     "sliced_w2_test": Measure("sliced W2 to test latents", "lower"),
     "fid": Measure("FID (classifier features)", "lower"),
     "logreg": Measure("LogReg accuracy", "higher"),
+    "pseudo_logreg": Measure("LogReg accuracy, classes by the public classifier", "higher"),
     "intended": Measure("intended class", "higher"),
     "seconds": Measure("seconds of all phases", "lower"),
 }

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from dpsw_ray.cluster.groups import Cluster
 from dpsw_ray.config import FlowConfig
+from dpsw_ray.errors import UserError
 from dpsw_ray.files import atomic_path
 from dpsw_ray.flow.particles import allocate, confine, initial
 from dpsw_ray.flow.worker import DriftWorker
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT
 
-__all__ = ["FlowResult", "solve"]
+__all__ = ["FlowResult", "flow_steps", "solve"]
 
+_STEPS = 300
 _CHECKPOINT_EVERY = 25
+_FULL_STEPS = 10  # of the inverse schedule: how long it takes the step size to halve
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class FlowResult:
     labels: NDArray[np.int32]
     distances: list[float]
     stopped: str
+
+
+def flow_steps(config: FlowConfig, rounds: int) -> int:
+    """How many steps a flow towards so many rounds takes at most."""
+    return max(_STEPS, rounds) if config.steps is None else config.steps
 
 
 def solve(
@@ -68,7 +76,16 @@ def solve(
         threads: threads per worker.
         checkpoint: a file to resume from and to save to.
         on_step: called with the sliced distance before each step.
+
+    Raises:
+        UserError: the noise is so large that the sums of the drift cannot hold it.
     """
+    if not all(targets.slices.fits() for targets in rounds):
+        raise UserError(
+            f"The release's noise spreads its {len(rounds[0].slices.directions)} directions over "
+            f"{rounds[0].slices.grid.width * rounds[0].slices.grid.bins:.3g} times the latents' radius, more than the "
+            "drift can add up: choose a larger privacy.epsilon or fewer directions."
+        )
     count, dim = rounds[0].slices.directions.shape
     weights = np.mean([targets.weights for targets in rounds], axis=0)
     offsets = allocate(weights, config.particles, config.class_balance)
@@ -99,9 +116,10 @@ def solve(
     # Distances to different slices do not compare: only the same ones at every step can stop falling.
     same = len(rounds) == 1 and used == count
     step_size = float(dim) if config.step_size == "auto" else float(config.step_size)
-    stopped = f"all {config.steps} steps taken"
+    steps = flow_steps(config, len(rounds))
+    stopped = f"all {steps} steps taken"
     try:
-        for step in range(len(distances), config.steps):
+        for step in range(len(distances), steps):
             if same and _stalled(distances, config):
                 stopped = f"the sliced distance stopped falling after {step} steps"
                 break
@@ -111,10 +129,11 @@ def solve(
             parts = workers.call("drift", (particles, offsets, step % len(rounds), chosen), retry=True)
             total = sum(part for part, _ in parts)  # int64: the same bits in any order
             cost = sum(part for _, part in parts)
-            distance = math.sqrt(float(cost @ sizes) * COST_UNIT / (used * config.particles))
+            squared = float(cost.astype(np.float64) @ sizes) * COST_UNIT
+            distance = math.sqrt(squared / (used * config.particles))
             distances.append(distance)
             on_step(distance)
-            h = step_size * _schedule(config, step)
+            h = step_size * _schedule(config, step, steps, len(rounds))
             moved = particles + (h * DRIFT_UNIT / used) * total
             if config.diffusion:
                 wiener = np.random.default_rng([seed, 0x5DE, step]).standard_normal(moved.shape)
@@ -138,13 +157,15 @@ def _stalled(distances: list[float], config: FlowConfig) -> bool:
     return min(distances[-config.patience :]) > before * (1.0 - config.tolerance)
 
 
-def _schedule(config: FlowConfig, step: int) -> float:
-    """The step size at `step` as a share of the full one."""
-    progress = step / config.steps
+def _schedule(config: FlowConfig, step: int, steps: int, rounds: int) -> float:
+    """The step size at `step` as a share of the full one.
+
+    Steps that fall like 1 / t end at the mean of what noisy rounds ask for (Robbins and Monro 1951).
+    """
     if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    if config.schedule == "inverse":
-        return 1.0 / (1.0 + 10.0 * progress)
+        return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+    if config.schedule == "inverse" or (config.schedule == "auto" and rounds > 1):
+        return _FULL_STEPS / (_FULL_STEPS + step)
     return 1.0
 
 

@@ -24,9 +24,15 @@ from dpsw_ray.generator.rounds import Round, Rounds
 from dpsw_ray.generator.threads import one_thread
 from dpsw_ray.release.quantiles import Targets
 
-__all__ = ["train_generator"]
+__all__ = ["generator_steps", "train_generator"]
 
+_STEPS = 2_000
 _CHECKPOINT_EVERY = 250
+
+
+def generator_steps(config: GeneratorConfig, rounds: int) -> int:
+    """How many steps a training on so many rounds takes."""
+    return max(_STEPS, rounds) if config.steps is None else config.steps
 
 
 def train_generator(
@@ -76,7 +82,7 @@ def train_generator(
     prepared = Rounds(rounds, config.batch_size, device)
     net.train()
     with one_thread():
-        for step in range(len(distances), config.steps):
+        for step in range(len(distances), generator_steps(config, len(rounds))):
             rng = np.random.default_rng([seed, 0x6E3, step])
             current = prepared[step % len(prepared)]
             points = net(_normal((config.batch_size, config.noise_dim), rng, device), current.labels)

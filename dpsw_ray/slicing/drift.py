@@ -26,8 +26,8 @@ DISPLACEMENT_UNIT = 2.0**-20
 DRIFT_UNIT = 2.0**-46
 """Unit of the accumulated displacements: DISPLACEMENT_UNIT times the directions' 2^-26."""
 
-COST_UNIT = 2.0**-40
-"""Unit of the accumulated squared distances."""
+COST_UNIT = 2.0**-32
+"""Unit of the accumulated squared distances: a thousandth of what matters, with room for noise far larger than 1."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Slices:
     grid: BinGrid
     kernel: NDArray[np.int64]
     cdf: NDArray[np.float64]
+
+    def fits(self) -> bool:
+        """Whether sums over these directions stay within int64, wherever the particles are."""
+        span = self.grid.width * self.grid.bins
+        longest = float(np.abs(self.directions).sum(axis=0).max())
+        return span * longest < 2.0**63 * DRIFT_UNIT and len(self.directions) * span**2 < 2.0**63 * COST_UNIT
 
     def select(self, chosen: slice | NDArray[np.int64]) -> Slices:
         """The slices of some directions."""

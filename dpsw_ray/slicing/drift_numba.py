@@ -163,8 +163,8 @@ def _accumulate(z, start, stop, theta, total, at):  # type: ignore[no-untyped-de
 
 
 @numba.njit(nogil=True, cache=True)
-def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cdf, edges, total, cost):  # type: ignore[no-untyped-def]
-    """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded with zeros."""
+def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cdf, edges, total, cost, unit):  # type: ignore[no-untyped-def]
+    """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded with zeros, `unit` is that of `cost`."""
     bins = edges.size - 1
     largest = 0
     for c in range(offsets.size - 1):
@@ -191,7 +191,7 @@ def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cd
             for g in range(group):
                 _smooth(histogram[g], margin, kernel_t, buffer, mass, coarse)
                 squared = _nodes(mass, coarse, n, cdf[c, j + g], edges, width, nodes[g], rise[g])
-                cost[c] += np.int64(np.rint(squared / COST_UNIT))
+                cost[c] += np.int64(np.rint(squared / unit))
             for s in range(0, n, _BLOCK):
                 e = min(n, s + _BLOCK)
                 for g in range(group):
@@ -227,7 +227,8 @@ def drift_numba(
         total = np.zeros((dim, n), dtype=np.int64)
         cost = np.zeros(len(offsets) - 1, dtype=np.int64)
         _drift(
-            x, ends, directions, first, last, grid.low, grid.width, grid.margin, kernel_t, cdf, edges, total, cost
+            x, ends, directions, first, last, grid.low, grid.width, grid.margin, kernel_t, cdf, edges, total, cost,
+            COST_UNIT,
         )  # fmt: skip
         return total, cost
 
