@@ -114,7 +114,7 @@ class RowPlan(ReleasePlan):
 
 def row_grid(noise: float) -> BinGrid:
     """The public grid for projections with noise of this standard deviation, smoothing by the same."""
-    inner = _FINEST if noise == 0 else min(max(math.ceil(2 * _NOISE_BINS / noise), 4), _FINEST)
+    inner = _FINEST if noise == 0 else min(math.ceil(2 * _NOISE_BINS / noise), _FINEST)
     smoothing = noise * inner / 2
     return BinGrid(inner + 2 * math.ceil(4 * smoothing), smoothing)
 

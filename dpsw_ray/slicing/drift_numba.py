@@ -164,7 +164,7 @@ def _accumulate(z, start, stop, theta, total, at):  # type: ignore[no-untyped-de
 
 @numba.njit(nogil=True, cache=True)
 def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cdf, edges, total, cost, unit):  # type: ignore[no-untyped-def]
-    """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded with zeros, `unit` is that of `cost`."""
+    """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded; `unit` is that of `cost`."""
     bins = edges.size - 1
     largest = 0
     for c in range(offsets.size - 1):
