@@ -157,7 +157,8 @@ def _dim(config: RunConfig, info: DatasetInfo | None) -> int:
     if config.data.columns is not None:
         return len(config.data.columns)
     raise UserError(
-        "The table's columns are not known before it is divided: name them in data.columns, or run `dpsw flow` once."
+        "How many numbers a record has is not known before the data set is divided: run `dpsw flow` once, or name a "
+        "table's columns in data.columns."
     )
 
 

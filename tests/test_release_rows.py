@@ -229,6 +229,7 @@ def _interrupt(*args: object) -> None:
 
 
 METHODS = {
+    "dpswgen on pixels": ("encoder.kind=identity", "release.frames=1", "release.batch=300", "generator.steps=5"),
     "dpswgen": ("release.epochs=1", "release.batch=300", "generator.steps=20"),
     "dpswflow": ("release.directions=10", "release.law=iid"),
     "dpswflow-r": ("release.epochs=2", "release.batch=300", "flow.steps=12"),
@@ -241,8 +242,8 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_runs_from_records_to_samples(name: str, tmp_path: Path) -> None:
     config = small(
-        f"method={name.split()[0]}", "release.frames=2", f"paths.home={tmp_path / 'home'}",
-        "cluster.executor=local", "privacy.epsilon=5", *METHODS[name],
+        "release.frames=2", *METHODS[name], f"method={name.split()[0]}", f"paths.home={tmp_path / 'home'}",
+        "cluster.executor=local", "privacy.epsilon=5",
     )  # fmt: skip
     result = run(config, tmp_path / "run", Progress(quiet=True))
     assert result.privacy["epsilon"]["upper"] <= 5
@@ -252,6 +253,8 @@ def test_each_method_runs_from_records_to_samples(name: str, tmp_path: Path) -> 
     seed = json.loads((tmp_path / "run" / "release" / "manifest.json").read_text())["directions_seed"]
     assert seed == (None if "release.law=iid" in METHODS[name] else config.seed)
     assert (tmp_path / "run" / "samples.parquet").exists()
+    directions = Release.load(tmp_path / "run" / "release").directions
+    assert directions.shape[2] == (64 if "pixels" in name else config.encoder.latent_dim)
 
 
 @pytest.mark.parametrize(
