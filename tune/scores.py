@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 _MOST_ROUNDS = 64
 """Rounds of a long release that are looked at."""
 
-_FLOOR = 0.05
+_FLOOR = 0.5
 """Least density by which a gap is divided, in units of the uniform one on [-1, 1]: tails hold noise only."""
 
 

@@ -195,7 +195,7 @@ def _finish(result: Result, prepared: Prepared, folder: ExperimentFolder, progre
         if not result.count("pending"):
             progress.say(f"The best trial as a run: {folder / 'best'}")
             make_best(config, group.encoder, group.folder / "release", folder / "best", progress)
-    write_text(folder / "report.html", render_sweep(result, prepared, folder.path))
+    write_text(folder / "report.html", render_sweep(result, prepared.groups, folder.path))
 
 
 def make_best(config: RunConfig, encoder: Path, release: Path, folder: Path, progress: Progress) -> None:
