@@ -102,7 +102,7 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
     if sweep.search.kind == "optuna" and importlib.util.find_spec("optuna") is None:
         raise UserError("search.kind optuna needs the package optuna: pip install 'dpsw-ray[optuna]'.")
     if policy == "private_selection":
-        _check_private_selection(sweep, base, where)
+        _check_private_selection(sweep, space, base, where)
     if sweep.scheduler.kind != "fifo" and _methods(space, base) & {"dpswgen"}:
         raise UserError(
             f"{where}: scheduler.kind {sweep.scheduler.kind} looks at flows while they run; method dpswgen has none: "
@@ -121,7 +121,7 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
         )
 
 
-def _check_private_selection(sweep: SweepConfig, base: RunConfig, where: str) -> None:
+def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -> None:
     policy = f"{where}: selection.policy private_selection"
     if sweep.search.kind != "random":
         raise UserError(
@@ -132,6 +132,11 @@ def _check_private_selection(sweep: SweepConfig, base: RunConfig, where: str) ->
         raise UserError(
             f"{policy} must not look at a trial before it has ended, nor stop it by what others gave; scheduler.kind "
             f"must be fifo, found {sweep.scheduler.kind}."
+        )
+    if odd := [key for key in space.keys if key.startswith("encoder.")]:
+        raise UserError(
+            f"{policy} hides what the other trials drew, but encoders are trained and kept in the open; take "
+            f"space.{odd[0]} out."
         )
     if math.isinf(base.privacy.epsilon):
         raise UserError(f"{policy} needs a finite privacy.epsilon, found .inf.")

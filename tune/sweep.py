@@ -25,6 +25,7 @@ from dpsw_ray.rounding import format_number
 from dpsw_ray.run import run
 from tune.plan import SweepPlan, SweepTrial
 from tune.prepare import Prepared, prepare
+from tune.private_selection import select_privately
 from tune.report import render_sweep
 from tune.results import (
     Result,
@@ -63,14 +64,21 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
     with ExitStack() as stack:
         folder = stack.enter_context(ExperimentFolder(output, "sweep"))
         _claim(plan, folder, resume)
-        _, stop = connect(config.cluster.model_copy(update={"executor": "ray"}))
-        stack.callback(stop)
+        private = plan.sweep.selection.policy == "private_selection"
+        if not private:  # which shows nothing of its trials, so that no worker elsewhere may see them
+            _, stop = connect(config.cluster.model_copy(update={"executor": "ray"}))
+            stack.callback(stop)
         ledger = open_ledger(config.ledger_path)
         recorder = stack.enter_context(Recorder(config.tracking, folder, plan.sweep.name))
         recorder.begin({"policy": plan.sweep.selection.policy, "score": plan.score.name})
-        with open_cluster(config.cluster) as cluster:
-            prepared = prepare(plan, folder.path, cluster, ledger, progress)
-        result = _search(plan, prepared, folder, ledger, recorder, progress)
+        if private:
+            prepared, chosen = select_privately(plan, folder.path, ledger, progress)
+            result = Result(plan, [chosen], _privacy(plan, prepared, ledger))
+            recorder.record("best", _writer(chosen, prepared.groups[0].config))
+        else:
+            with open_cluster(config.cluster) as cluster:
+                prepared = prepare(plan, folder.path, cluster, ledger, progress)
+            result = _search(plan, prepared, folder, ledger, recorder, progress)
         _finish(result, prepared, folder, progress)
         record_result(recorder, result, folder.path)
         if result.count("pending"):
@@ -115,12 +123,7 @@ def _search(
 
     job = Job(plan, prepared, folder / "trials")
     results = {trial.number: TrialResult(trial, _known(job.place(trial))) for trial in plan.trials}
-    config = prepared.groups[0].config
-    total = ledger.total(ledger_account(config))
-    privacy = sweep_privacy(
-        plan, prepared.privacy, prepared.epsilon,
-        {"account": total.dataset.name, "charges": total.charges, "total epsilon": total.epsilon.upper},
-    )  # fmt: skip
+    privacy = _privacy(plan, prepared, ledger)
 
     def result() -> Result:
         return Result(plan, [results[number] for number in sorted(results)], privacy)
@@ -155,6 +158,12 @@ def _search(
                     results[trial.number] = TrialResult(trial, _known(job.place(trial)))
             run_trials(job, todo, ended, suggest)
     return result()
+
+
+def _privacy(plan: SweepPlan, prepared: Prepared, ledger: Ledger) -> dict[str, Any]:
+    total = ledger.total(ledger_account(prepared.groups[0].config))
+    charged = {"account": total.dataset.name, "charges": total.charges, "total epsilon": total.epsilon.upper}
+    return sweep_privacy(plan, prepared.privacy, prepared.epsilon, charged)
 
 
 def _known(place: Path) -> Outcome:

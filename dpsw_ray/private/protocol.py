@@ -31,7 +31,7 @@ from dpsw_ray.private.masking import unmask
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.release.release import Release
 
-__all__ = ["draw_release", "release_once", "reserve_release"]
+__all__ = ["begin_release", "draw_release", "release_once", "reserve_release"]
 
 T = TypeVar("T")
 
@@ -125,6 +125,21 @@ def reserve_release(
     if begun is not None and ledger.find_charge(begun) is not None:
         raise _lost(folder)  # a second charge would pass what the whole was planned to cost
     return _new_plan(shards, make_plan, pending, noise_seed)
+
+
+def begin_release(shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], folder: Path) -> ReleasePlan:
+    """Readies a release of which nobody outside the private side is going to know unless it is chosen.
+
+    What it costs must be charged already, under another id, for whatever is chosen. A release that was begun in
+    `folder` is gone on with: the same bits.
+    """
+    pending = folder / "pending.json"
+    begun = _pending_id(pending)
+    if begun is not None:
+        plan = make_plan(begun)
+        if shards.call("can_repeat", (plan,))[0]:
+            return plan
+    return _new_plan(shards, make_plan, pending, None)
 
 
 def draw_release(
