@@ -149,6 +149,8 @@ def _release_all(
     if all((group.folder / "release" / "manifest.json").exists() for group in groups):
         progress.say("Using the stored releases: nothing is charged")
     ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    if fresh := [events[group.number] for group in groups if not (group.folder / "release").exists()]:
+        ledger.check(name, p.relation, fresh)  # refused as a whole, before anything is made or charged
     encoders = {_encoder_key(group.config): group.encoder for group in groups}
     shards: dict[Path, WorkerGroup] = {}
     with progress.task("Encoding private records (on the private side)", len(encoders)) as task:

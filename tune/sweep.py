@@ -107,6 +107,10 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
                     f"{folder.path} holds this sweep already: --resume goes on with it and charges nothing again; for "
                     "a new one give another --output."
                 )
+    if not begun and (folder / "encoders").exists():
+        shutil.rmtree(
+            folder / "encoders"
+        )  # of an attempt that had paid for nothing, perhaps with another encoder
     for name, values in mine.items():
         write_text(folder / name, yaml.safe_dump(values, sort_keys=False))
 
