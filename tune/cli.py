@@ -36,30 +36,35 @@ def tune(
     from dpsw_ray.progress import Progress
     from dpsw_ray.rounding import format_number
     from tune.config import load_sweep
+    from tune.frontier import plan_frontier, run_frontier
     from tune.plan import plan_sweep
     from tune.results import describe_point
     from tune.sweep import Interrupted, run_sweep
 
     sweep, where = load_sweep(config, set_)
-    plan = plan_sweep(sweep, where)
+    plans = plan_frontier(sweep, where) if sweep.epsilons else None
+    plan = next(iter(plans.values())) if plans else plan_sweep(sweep, where)
     folder = resolve_output(plan.base.config.model_copy(update={"name": sweep.name}), output)
     progress = Progress(quiet=quiet)
     try:
-        result = run_sweep(plan, folder, resume, progress)
-    except Interrupted:
-        print(
-            f"Interrupted: --resume goes on from here; what has ended is in {folder / 'report.html'}",
-            file=sys.stderr,
-        )
+        if plans:
+            results = run_frontier(plans, sweep.name, folder, resume, progress)
+        else:
+            results = [run_sweep(plan, folder, resume, progress)]
+    except (Interrupted, KeyboardInterrupt):
+        report = folder / "report.html"
+        ended = f"; what has ended is in {report}" if report.exists() else ""
+        print(f"Interrupted: --resume goes on from here{ended}", file=sys.stderr)
         sys.exit(130)
-    best = result.best
-    if best is not None:
-        progress.say(
-            f"Best: trial {best.trial.number}, {plan.score.name} {format_number(best.outcome.score)}"
-        )
-        progress.say(f"  {describe_point(best.trial.point)}")
+    for result in results:
+        if (best := result.best) is not None:
+            at = f"epsilon {result.plan.base.config.privacy.epsilon:g}: " if plans else ""
+            score = f"{plan.score.name} {format_number(best.outcome.score)}"
+            progress.say(
+                f"{at}best is trial {best.trial.number}, {score}: {describe_point(best.trial.point)}"
+            )
     progress.say(f"Report: {folder / 'report.html'}")
-    if best is None or result.count("failed"):
+    if any(result.best is None or result.count("failed") for result in results):
         sys.exit(1)
 
 

@@ -171,16 +171,16 @@ def top_strip(results: Sequence[TrialResult], groups: Sequence[Group], folder: P
     return strip_figure(rows) if rows else None
 
 
-def frontier_figure(points: Sequence[Mapping[str, Any]], measures: Mapping[str, str]) -> bytes:
+def frontier_figure(points: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, str]]) -> bytes:
     """Quality against epsilon: the best trial's run and the base's, a panel per measure.
 
     Args:
         points: for each epsilon `epsilon`, `best` and perhaps `base`, the latter two measure -> figure.
-        measures: name -> which way is better.
+        measures: name -> title, and which way is better.
     """
     figure = Figure(figsize=(4.2 * len(measures), 3.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False).ravel()
-    for axes, (name, better) in zip(panels, measures.items(), strict=True):
+    for axes, (name, (title, better)) in zip(panels, measures.items(), strict=True):
         for which, colour, marker in (("base", _BASE, "s"), ("best", _BEST, "o")):
             line = [(p["epsilon"], p[which][name]) for p in points if name in p.get(which, {})]
             if line:
@@ -190,7 +190,7 @@ def frontier_figure(points: Sequence[Mapping[str, Any]], measures: Mapping[str, 
         axes.set_xticks([p["epsilon"] for p in points], [f"{p['epsilon']:g}" for p in points])
         axes.minorticks_off()
         axes.set_xlabel("epsilon")
-        axes.set_title(f"{name}\n({better} is better)", fontsize=9)
+        axes.set_title(f"{title}\n({better} is better)", fontsize=9)
         _plain(axes)
     panels[0].legend(frameon=False, fontsize=8)
     return _png(figure)
