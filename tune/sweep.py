@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from dpsw_ray.config import ClusterConfig, RunConfig, TrackingConfig
 from dpsw_ray.errors import UserError
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.record import Recorder
-from dpsw_ray.files import write_text
+from dpsw_ray.files import write_json, write_text
 from dpsw_ray.plan import ledger_account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.progress import Progress
@@ -61,6 +63,9 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         Interrupted: by Ctrl-C; the report is of what has ended.
     """
     config = plan.base.config
+    seconds: dict[
+        str, float
+    ] = {}  # not of the preparation, whose length could tell a protected number of records
     with ExitStack() as stack:
         folder = stack.enter_context(ExperimentFolder(output, "sweep"))
         _claim(plan, folder, resume)
@@ -78,8 +83,11 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         else:
             with open_cluster(config.cluster) as cluster:
                 prepared = prepare(plan, folder.path, cluster, ledger, progress)
-            result = _search(plan, prepared, folder, ledger, recorder, progress)
+            result = _search(plan, prepared, folder, ledger, recorder, progress, seconds)
+        started = time.perf_counter()
         _finish(result, prepared, folder, progress)
+        seconds["best run and report"] = round(time.perf_counter() - started, 3)
+        write_json(folder / "timings.json", seconds)
         record_result(recorder, result, folder.path)
         if result.count("pending"):
             raise Interrupted
@@ -122,6 +130,7 @@ def _search(
     ledger: Ledger,
     recorder: Recorder,
     progress: Progress,
+    seconds: dict[str, float],
 ) -> Result:
     from tune.workers import Job, run_trials
 
@@ -137,30 +146,45 @@ def _search(
 
     todo = [trial for trial in plan.trials if replayed(trial)]
     open_ = sum(r.outcome.status == "pending" for r in results.values())
-    if open_ or plan.sweep.search.kind == "optuna":
-        with progress.task("Trials", plan.count) as task:
-            task.advance(len(results) - open_)
+    started, recorded = time.perf_counter(), [0.0]
 
-            def ended(trial: SweepTrial, outcome: Outcome) -> None:
-                before = results.get(trial.number)
-                best = result().best
-                results[trial.number] = TrialResult(trial, outcome)
-                recorder.record(
-                    trial.name, _writer(results[trial.number], job.config(trial)), failed=bool(outcome.error)
-                )
-                if before is None or before.outcome.status == "pending":
-                    task.advance(1, _note(result()))
-                    _say(results[trial.number], result(), best, progress)
+    def record(trial: TrialResult) -> None:
+        begun = time.perf_counter()
+        recorder.record(
+            trial.trial.name, _writer(trial, job.config(trial.trial)), failed=bool(trial.outcome.error)
+        )
+        recorded[0] += time.perf_counter() - begun
 
-            suggest = None
-            if plan.sweep.search.kind == "optuna":
-                from tune.search import Study
+    # In a thread of its own: while MLflow writes, Tune hands out the next trial.
+    with ThreadPoolExecutor(1) as scribe:
+        for known in results.values():
+            if known.outcome.status != "pending":
+                scribe.submit(record, known)  # the one before a crash may have had no time for it
+        if open_ or plan.sweep.search.kind == "optuna":
+            with progress.task("Trials", plan.count) as task:
+                task.advance(len(results) - open_)
 
-                study = Study(plan, folder / "search", folder / "trials")
-                suggest = study.next
-                for trial in study.known():
-                    results[trial.number] = TrialResult(trial, _known(job.place(trial)))
-            run_trials(job, todo, ended, suggest)
+                def ended(trial: SweepTrial, outcome: Outcome) -> None:
+                    before = results.get(trial.number)
+                    best = result().best
+                    results[trial.number] = TrialResult(trial, outcome)
+                    if before is None or before.outcome.status == "pending":
+                        scribe.submit(record, results[trial.number])
+                        task.advance(1, _note(result()))
+                        _say(results[trial.number], result(), best, progress)
+
+                suggest = None
+                if plan.sweep.search.kind == "optuna":
+                    from tune.search import Study
+
+                    study = Study(plan, folder / "search", folder / "trials")
+                    suggest = study.next
+                    for trial in study.known():
+                        results[trial.number] = TrialResult(trial, _known(job.place(trial)))
+                run_trials(job, todo, ended, suggest)
+            seconds["trials"] = round(time.perf_counter() - started, 3)
+    seconds["MLflow, beside the trials"] = round(recorded[0], 3)
+    seconds["MLflow, after them"] = round(time.perf_counter() - started - seconds.get("trials", 0.0), 3)
     return result()
 
 
