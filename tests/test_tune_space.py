@@ -151,6 +151,12 @@ def test_a_mistake_is_one_sentence(sections: dict[str, Any], words: str, tmp_pat
     assert words in str(caught.value)
 
 
+def test_overrides_of_the_base_may_be_written_as_sections(tmp_path: Path) -> None:
+    plan = planned(tmp_path, set={"privacy": {"epsilon": 3}, "release.frames": 5})
+    assert plan.base.config.privacy.epsilon == 3 and plan.base.config.privacy.delta == 1e-4
+    assert plan.base.config.release.frames == 5
+
+
 def test_a_combination_that_is_no_run_is_named_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"release.bins: 8.*release.smoothing: 2.*release.bins must exceed"):
         planned(

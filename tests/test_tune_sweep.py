@@ -328,6 +328,43 @@ def test_killed_twice_it_ends_as_if_it_had_not_been_and_charges_nothing_again(tm
     assert len(runs) == 14 and {run.info.status for run in runs} == {"FINISHED"}
 
 
+def workers_of(driver: int) -> list[int]:
+    """Process ids of the Tune workers that descend from a driver."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+    found = []
+    for process, name in names.items():
+        ancestor = process
+        while ancestor in parents and ancestor != driver:
+            ancestor = parents[ancestor]
+        if ancestor == driver and b"ray::ImplicitFunc" in name:
+            found.append(process)
+    return found
+
+
+def test_a_worker_that_dies_costs_its_trial_a_second_try(tmp_path: Path) -> None:
+    write_sweep(tmp_path, **LONG)
+    process = child(tmp_path)
+    wait_for(tmp_path, "s/trials/*/trial.json", process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=500)
+    assert (process.returncode, err) == (0, ""), out
+    assert {row["status"] for row in trials(tmp_path)} == {"finished"} and len(charges(tmp_path)) == 2
+
+
+def test_trials_with_actors_of_their_own_give_the_same_scores(tmp_path: Path, ray_session: None) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for place, actors in ((alone, 1), (together, 2)):
+        sections = {"trials": {"actors": actors, "at_once": 1}, "set": {"privacy.noise_seed": 1}}
+        write_sweep(place, space={"flow.steps": {"grid": [3, 5]}}, **sections)
+        code, _, err = run_tune(place, "--quiet")
+        assert (code, err) == (0, "")
+    assert [row["score"] for row in trials(alone)] == [row["score"] for row in trials(together)]
+
+
 def test_interrupted_it_leaves_a_report_of_what_has_ended(tmp_path: Path) -> None:
     write_sweep(tmp_path, **LONG)
     process = child(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,8 +133,8 @@ class Base:
             values, source, _ = read_values(Path(sweep.base))
         else:
             values, source = _copied(sweep.base), f"{where}: base"
-        for key, value in sweep.set.items():
-            put_value(values, str(key), value)
+        for key, value in _flat(sweep.set):
+            put_value(values, key, value)
         if epsilon is not None:
             put_value(values, "privacy.epsilon", epsilon)
         self._values = values
@@ -187,6 +187,15 @@ def load_sweep(path: str | Path, overrides: list[str]) -> tuple[SweepConfig, str
         return SweepConfig.model_validate(values), where
     except ValidationError as error:
         raise UserError(explain_mistakes(error, where, overridden, SweepConfig)) from None
+
+
+def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Overrides by `section.key`, whether they were written so or as a section of keys."""
+    for key, value in overrides.items():
+        if "." not in str(key) and isinstance(value, dict):
+            yield from ((f"{key}.{name}", item) for name, item in value.items())
+        else:
+            yield str(key), value
 
 
 def _copied(value: Any) -> Any:

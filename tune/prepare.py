@@ -153,11 +153,11 @@ def _release_all(
         ledger.check(name, p.relation, fresh)  # refused as a whole, before anything is made or charged
     encoders = {_encoder_key(group.config): group.encoder for group in groups}
     shards: dict[Path, WorkerGroup] = {}
-    with progress.task("Encoding private records (on the private side)", len(encoders)) as task:
-        for folder in encoders.values():
-            shards[folder] = spawn_shards(config, cluster, data, folder)
-            shards[folder].call("encode", retry=True)
-            task.advance()
+    # Said, not timed: how long this takes could tell a protected number of records.
+    progress.say("Encoding private records (on the private side)")
+    for folder in encoders.values():
+        shards[folder] = spawn_shards(config, cluster, data, folder)
+        shards[folder].call("encode", retry=True)
 
     def arguments(group: Group) -> dict[str, Any]:
         return {
@@ -177,16 +177,16 @@ def _release_all(
         note = f"sweep {plan.sweep.name}: release {number + 1} of {len(groups)}"
         ledger.charge(name, [reserve.event], plan.sweep.name, note, release_id=reserve.release_id)
     alone = plan.sweep.selection.policy == "nonprivate"
-    with progress.task("Releasing: sum, noise (charged before)", len(groups)) as task:
-        for group in groups:
-            stated = account([events[group.number]], p.relation, p.delta).to_dict() if alone else privacy
-            release_once(
-                **arguments(group),
-                run_id=plan.sweep.name,
-                manifest=_manifest(group, load_encoder(group.encoder), data, ledger, stated),
-                prepaid=True,
-            )
-            task.advance()
+    if unpaid:
+        progress.say(f"Releasing {len(groups)} times: sum, noise; all of it is charged")
+    for group in groups:
+        stated = account([events[group.number]], p.relation, p.delta).to_dict() if alone else privacy
+        release_once(
+            **arguments(group),
+            run_id=plan.sweep.name,
+            manifest=_manifest(group, load_encoder(group.encoder), data, ledger, stated),
+            prepaid=True,
+        )
     for workers in shards.values():
         workers.close()
 
