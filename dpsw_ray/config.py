@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,12 +23,20 @@ __all__ = [
     "EvaluationConfig",
     "FlowConfig",
     "GeneratorConfig",
+    "Number",
     "PathsConfig",
     "PrivacyConfig",
+    "Real",
     "ReleaseConfig",
     "RunConfig",
+    "Section",
+    "Text",
     "TrackingConfig",
+    "Whole",
+    "explain_mistakes",
     "load_config",
+    "make_config",
+    "put_value",
     "read_values",
 ]
 
@@ -66,18 +74,20 @@ _NAME = r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$"
 """A run's name becomes a folder: `.` and `..` must not be among them."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a config: unknown keys are mistakes, and nothing changes afterwards."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PathsConfig(_Section):
+class PathsConfig(Section):
     """Where things live. Relative paths are taken from the folder the command runs in."""
 
     home: Path | None = Field(None, description="data sets, private latents, encoder cache")
     ledger: Path | None = Field(None, description="the privacy ledger, one per machine or cluster")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which records, and how they are divided."""
 
     source: Literal["digits", "fashion_mnist", "mnist", "celeba", "table"] = "digits"
@@ -137,7 +147,7 @@ class DataConfig(_Section):
         return self.source
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """Records to latents in the unit ball and back; trained on the public part only."""
 
     kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity"] = "conv"
@@ -152,7 +162,7 @@ class EncoderConfig(_Section):
     seed: Whole | None = Field(None, ge=0, description="public: weights, batches; default: the run's seed")
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """What is promised."""
 
     epsilon: Number = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
@@ -186,7 +196,7 @@ class PrivacyConfig(_Section):
         return math.isfinite(self.epsilon) and self.noise_seed is None and not self.research
 
 
-class ReleaseConfig(_Section):
+class ReleaseConfig(Section):
     """What is released. Histograms: frames, bins, smoothing, classes. Noisy projections: law, directions."""
 
     frames: Whole = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
@@ -219,7 +229,7 @@ class ReleaseConfig(_Section):
         return self
 
 
-class FlowConfig(_Section):
+class FlowConfig(Section):
     """Post-processing: everything here is free of privacy cost."""
 
     particles: Whole = Field(10_000, ge=1)
@@ -243,11 +253,17 @@ class FlowConfig(_Section):
     class_balance: Literal["released", "equal"] = Field("released", description="particles per class")
     patience: Whole = Field(10, ge=1, description="steps without progress before the early stop")
     tolerance: Real = Field(5e-3, ge=0.0, description="relative fall of the sliced distance that counts")
+    denoising: Real = Field(
+        1.0,
+        gt=0.0,
+        le=4.0,
+        description="residual variance that the fit of the noisy slices aims at, over the noise's",
+    )
     parallel: Literal["directions"] = "directions"
     kernel: Literal["auto", "numba", "torch"] = "auto"
 
 
-class GeneratorConfig(_Section):
+class GeneratorConfig(Section):
     """The generator of DPSWgen: post-processing, free of privacy cost."""
 
     noise_dim: Whole = Field(8, ge=1, le=4096, description="dimension of the Gaussian noise that goes in")
@@ -263,7 +279,7 @@ class GeneratorConfig(_Section):
     learning_rate: Real = Field(1e-3, gt=0.0)
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured. Everything but `research` reads public and test records only."""
 
     enabled: bool = True
@@ -277,7 +293,7 @@ class EvaluationConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Who does the work."""
 
     executor: Literal["ray", "local"] = "ray"
@@ -288,7 +304,7 @@ class ClusterConfig(_Section):
     timeout_s: Real = Field(60.0, gt=0.0, description="longest wait for the cluster's resources")
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """MLflow."""
 
     enabled: bool = True
@@ -296,7 +312,7 @@ class TrackingConfig(_Section):
     experiment: Text = "dpsw_ray"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run, whole."""
 
     name: Text = Field("run", pattern=_NAME)
@@ -393,14 +409,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         UserError: one sentence per wrong key, with what was found and what would be right.
     """
-    values, where, overridden = read_values(path, overrides)
-    for key in _SECTIONS & values.keys():
+    return make_config(*read_values(path, overrides))
+
+
+def make_config(values: dict[str, Any], where: str, overridden: list[str]) -> RunConfig:
+    """Builds a config of what `read_values` returned.
+
+    Raises:
+        UserError: one sentence per wrong key, with what was found and what would be right.
+    """
+    for key in _sections(RunConfig) & values.keys():
         if values[key] is None:  # a section whose keys are all commented out
             del values[key]
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, where, overridden)) from None
+        raise UserError(explain_mistakes(error, where, overridden)) from None
 
 
 def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
@@ -474,6 +498,17 @@ def _apply(values: dict[str, Any], override: str) -> str:
         value = yaml.load(raw, _Loader)
     except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {key}: the value {raw!r} is not valid YAML; put text in quotes.") from None
+    put_value(values, key, value)
+    return key
+
+
+def put_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Puts the value of `section.key` into values that `make_config` takes.
+
+    Raises:
+        UserError: a section on the way is a single value.
+    """
+    *sections, last = (part.strip() for part in key.split("."))
     node = values
     for depth, section in enumerate(sections, 1):
         child = node.setdefault(section, {})
@@ -485,15 +520,23 @@ def _apply(values: dict[str, Any], override: str) -> str:
             )
         node = child
     node[last] = value
-    return key
 
 
-def _explain(error: ValidationError, where: str, overridden: list[str]) -> str:
-    """One sentence per mistake; those of the file come first, after its name."""
+def explain_mistakes(
+    error: ValidationError, where: str, overridden: Sequence[str] = (), model: type[BaseModel] = RunConfig
+) -> str:
+    """One sentence per mistake; those of the file come first, after its name.
+
+    Args:
+        error: of validating a config.
+        where: the file.
+        overridden: keys that came from options.
+        model: of the config, for the names of its keys.
+    """
     in_file: list[str] = []
     in_options: list[str] = []
     for item in error.errors():
-        key, sentence = _sentence(item)
+        key, sentence = _sentence(item, model)
         by_option = any(f"{key}.".startswith(f"{option}.") for option in overridden)
         (in_options if by_option else in_file).append(sentence)
     return " ".join(
@@ -501,13 +544,13 @@ def _explain(error: ValidationError, where: str, overridden: list[str]) -> str:
     )
 
 
-def _sentence(item: Mapping[str, Any]) -> tuple[str, str]:
+def _sentence(item: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
     """The key of a mistake and a sentence about it, full stop included."""
     location = [str(part) for part in item["loc"] if part not in ("float", "literal['auto']", "[key]")]
     key = ".".join(location)
     kind, found, limits = str(item["type"]), _shown(item["input"]), item.get("ctx", {})
     if kind == "extra_forbidden":
-        return key, f"{key} is an unknown key; {_known_keys(location)}."
+        return key, f"{key} is an unknown key; {_known_keys(location, model)}."
     if kind == "value_error":
         problem = str(limits["error"])
         return key, f"{key} {problem}." if problem.startswith("must") else f"{problem}."
@@ -554,28 +597,29 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _known_keys(location: list[str]) -> str:
+def _known_keys(location: list[str], model: type[BaseModel]) -> str:
     *sections, wrong = location
-    known = _keys(".".join(sections))
+    known = _keys(model, ".".join(sections))
     close = difflib.get_close_matches(wrong, known, n=1)
     prefix = "".join(f"{section}." for section in sections)
     if close:
         return f"did you mean {prefix}{close[0]}"
-    everywhere = [f"{section}.{key}" for section in sorted(_SECTIONS) for key in _keys(section)]
+    everywhere = [f"{section}.{key}" for section in sorted(_sections(model)) for key in _keys(model, section)]
     elsewhere = [key for key in everywhere if key.endswith(f".{wrong}")]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}"
     return f"{f'{prefix[:-1]} has' if sections else 'a config has'} {', '.join(known)}"
 
 
-def _keys(section: str) -> list[str]:
+def _keys(model: type[BaseModel], section: str) -> list[str]:
     """The keys of a section, or of the config as a whole."""
-    model: Any = RunConfig.model_fields[section].annotation if section else RunConfig
-    return list(model.model_fields)
+    found: Any = model.model_fields[section].annotation if section else model
+    return list(found.model_fields)
 
 
-_SECTIONS = {
-    name
-    for name, field in RunConfig.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-}
+def _sections(model: type[BaseModel]) -> set[str]:
+    return {
+        name
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }

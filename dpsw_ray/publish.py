@@ -68,11 +68,11 @@ class Results:
 
 
 def release_manifest(
-    config: RunConfig, plan: ReleasePlan, info: DatasetInfo, encoder: Encoder, ledger: Ledger
+    config: RunConfig, plan: ReleasePlan, info: DatasetInfo, encoder: Encoder, ledger: Ledger | None
 ) -> dict[str, Any]:
-    """What a stored release says of itself beside its layout."""
+    """What a stored release says of itself beside its layout; `ledger` is None where it is not charged by itself."""
     p = config.privacy
-    entry = ledger.find_charge(plan.release_id)
+    entry = None if ledger is None else ledger.find_charge(plan.release_id)
     classes = list(info.classes) if plan.class_conditional else []
     return {
         "release_id": plan.release_id,

@@ -25,7 +25,7 @@ from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.report import Metric
 from dpsw_ray.files import write_json
 from dpsw_ray.flow.particles import allocate
-from dpsw_ray.flow.solver import FlowResult, flow_steps, solve
+from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
 from dpsw_ray.generator.training import generator_steps, train_generator
 from dpsw_ray.output import RunFolder, resolve_output
 from dpsw_ray.plan import ledger_account, make_plan, planned
@@ -41,7 +41,18 @@ from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.samples import write_samples
 from dpsw_ray.tracking import open_tracker
 
-__all__ = ["RunResult", "check_relation", "divided_data", "generate", "run", "spawn_shards", "train_encoder"]
+__all__ = [
+    "RunResult",
+    "check_delta",
+    "check_relation",
+    "decode",
+    "divided_data",
+    "generate",
+    "move_points",
+    "run",
+    "spawn_shards",
+    "train_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         tracker.params(config.model_dump(mode="json"))
         with timings.phase("data", tells_count=hidden):
             data = divided_data(config, cluster, progress)
-            _check_delta(config, data)
+            check_delta(config, data)
         with timings.phase("encoder"):
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
@@ -102,11 +113,13 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("release", tells_count=hidden):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
-            rounds = denoise(release)
+            rounds = denoise(release, config.flow.denoising)
         with timings.phase("flow"):
-            flow = _points(config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress)
+            flow = move_points(
+                config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress
+            )
         with timings.phase("decode"):
-            samples = _decode(config.seed, flow, encoder, release)
+            samples = decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
             metrics = _evaluate(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
@@ -141,8 +154,10 @@ def generate(
     encoder = load_encoder(folder / "encoder")
     with open_cluster(config.cluster) as cluster:
         checkpoints = folder / "checkpoints" if config.method == "dpswgen" else None
-        result = _points(config, denoise(release), encoder, cluster, checkpoints, drawn, progress)
-    records, labels = _decode(drawn, result, encoder, release)
+        result = move_points(
+            config, denoise(release, config.flow.denoising), encoder, cluster, checkpoints, drawn, progress
+        )
+    records, labels = decode(drawn, result, encoder, release)
     write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
     if not release.publishable:
@@ -191,7 +206,8 @@ def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dat
     return data
 
 
-def _check_delta(config: RunConfig, data: Dataset) -> None:
+def check_delta(config: RunConfig, data: Dataset) -> None:
+    """Refuses a delta at which a mechanism may publish a record whole, unless `privacy.force_delta` accepts it."""
     count, delta = data.info.private_count, config.privacy.delta
     if count is not None and delta >= 1 / count and not config.privacy.force_delta:
         raise UserError(
@@ -264,7 +280,7 @@ def _release(
     )
 
 
-def _points(
+def move_points(
     config: RunConfig,
     rounds: Sequence[Targets],
     encoder: Encoder,
@@ -272,8 +288,20 @@ def _points(
     checkpoints: Path | None,
     seed: int,
     progress: Progress,
+    watch: Watch | None = None,
 ) -> FlowResult:
-    """Latents that follow the release: particles that flowed there, or what a generator draws."""
+    """Latents that follow the release: particles that flowed there, or what a generator draws.
+
+    Args:
+        config: the run.
+        rounds: CDFs and class shares from `release.quantiles.denoise`.
+        encoder: of the latents; says whether they live on the sphere.
+        cluster: who computes.
+        checkpoints: a folder to resume from and to save to.
+        seed: public seed of the particles.
+        progress: where to report.
+        watch: of the flow, see `flow.solver.solve`; a generator has nothing to watch.
+    """
     if config.method == "dpswgen":
         return _generated(config, rounds, encoder, checkpoints, seed, progress)
     with progress.task("Moving particles", flow_steps(config.flow, len(rounds))) as task:
@@ -286,6 +314,7 @@ def _points(
             threads=_threads(config),
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
+            watch=watch,
         )
 
 
@@ -321,9 +350,10 @@ def _generated(
     return FlowResult(latents, labels, distances, f"the generator took {steps} steps")
 
 
-def _decode(
+def decode(
     seed: int, flow: FlowResult, encoder: Encoder, release: Release
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Records [n, *shape] and labels [n] of the particles, shuffled by the public seed."""
     labels = flow.labels if release.manifest["classes"] else np.full_like(flow.labels, -1)
     order = np.random.default_rng([seed, 0x5AFE]).permutation(len(labels))
     return encoder.decode(flow.particles)[order], labels[order]

@@ -5,6 +5,6 @@ objects in this process is the config's choice (`cluster.executor`) and changes 
 """
 
 from dpsw_ray.cluster.groups import Cluster, LocalCluster, WorkerDied, WorkerGroup
-from dpsw_ray.cluster.start import open_cluster
+from dpsw_ray.cluster.start import connect, open_cluster
 
-__all__ = ["Cluster", "LocalCluster", "WorkerDied", "WorkerGroup", "open_cluster"]
+__all__ = ["Cluster", "LocalCluster", "WorkerDied", "WorkerGroup", "connect", "open_cluster"]

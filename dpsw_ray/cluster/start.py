@@ -13,7 +13,7 @@ from dpsw_ray.cluster.groups import Cluster, LocalCluster
 from dpsw_ray.config import ClusterConfig
 from dpsw_ray.errors import UserError
 
-__all__ = ["open_cluster"]
+__all__ = ["connect", "open_cluster"]
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -29,19 +29,32 @@ def open_cluster(config: ClusterConfig) -> Cluster:
     """
     if config.executor == "local":
         return LocalCluster(config.actors)
+    private, stop = connect(config)
+    from dpsw_ray.cluster.ray_cluster import RayCluster
+
+    return RayCluster(config, private=private, stop=stop)
+
+
+def connect(config: ClusterConfig) -> tuple[bool, Callable[[], None]]:
+    """Connects this process to the Ray that `open_cluster` would use, without any workers.
+
+    Returns:
+        Whether a Ray was started for this process alone, and what undoes the connection.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
-    from dpsw_ray.cluster.ray_cluster import RayCluster
-
     if ray.is_initialized():
-        return RayCluster(config, private=False)
+        return False, lambda: None
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        return RayCluster(config, private=True, stop=_start(config))
+        return True, _start(config)
     _attach(address, config)
-    return RayCluster(config, private=False, stop=ray.shutdown)
+    return False, ray.shutdown
 
 
 def _start(config: ClusterConfig) -> Callable[[], None]:

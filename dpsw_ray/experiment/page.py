@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dpsw_ray.experiment.folder import ExperimentFolder
@@ -19,7 +21,7 @@ from dpsw_ray.experiment.pictures import curves_figure, sample_images, strip_fig
 from dpsw_ray.experiment.table import Table
 from dpsw_ray.rounding import format_number
 
-__all__ = ["render_comparison"]
+__all__ = ["render_comparison", "render_page"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,9 @@ class _Promise:
 
 def render_comparison(grid: Grid, table: Table, folder: ExperimentFolder) -> str:
     """Returns the page: inline style, embedded pictures, no script, no address it would load from."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": format_number,
-        "data_uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
-    }
-    template = resources.files(__package__).joinpath("compare.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render_page(
+        "dpsw_ray.experiment",
+        "compare.html.j2",
         grid=grid,
         table=table,
         rows=table.rows(),
@@ -55,6 +51,26 @@ def render_comparison(grid: Grid, table: Table, folder: ExperimentFolder) -> str
         private=[measure.title for measure in table.measures.values() if measure.private],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def render_page(package: str, template: str, **values: Any) -> str:
+    """Renders a page's template in the style of all experiments' pages, which it takes as `style`.
+
+    Args:
+        package: that the template is a file of.
+        template: its name.
+        values: what it uses.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": format_number,
+        "data_uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
+    }
+    text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+    style = resources.files("dpsw_ray.experiment").joinpath("page.css").read_text(encoding="utf-8")
+    return environment.from_string(text).render(style=Markup(style), **values)
 
 
 def _strips(table: Table, folder: ExperimentFolder) -> Mapping[str, bytes]:

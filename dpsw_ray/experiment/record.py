@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,13 +45,17 @@ class Recorder:
 
     def trial(self, result: TrialResult) -> None:
         """Records a trial that has ended, once; should the store be gone, warns once and goes silent."""
+        self.record(result.trial.name, lambda run: _write(run, result), failed=bool(result.error))
+
+    def record(self, name: str, write: Callable[[Tracker], None], *, failed: bool = False) -> None:
+        """Calls `write` with the nested run of a trial, once in the experiment's life unless the trial failed."""
         if not self._alive:
             return
         try:
-            with self._nested(result) as run:
+            with self._nested(name) as run:
                 if not run.complete:
-                    _write(run, result)
-                if result.error:
+                    write(run)
+                if failed:
                     raise _Failed
         except _Failed:
             pass
@@ -71,13 +75,13 @@ class Recorder:
     ) -> None:
         self.parent.__exit__(kind, error, trace)
 
-    def _nested(self, result: TrialResult) -> Tracker:
+    def _nested(self, name: str) -> Tracker:
         return open_tracker(
             self._config,
             self._folder.path.parent,
-            result.trial.name,
+            name,
             parent=self.parent.run_id,
-            key=f"{self._folder.id}.{result.trial.name}",
+            key=f"{self._folder.id}.{name}",
         )
 
 

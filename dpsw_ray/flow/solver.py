@@ -21,11 +21,13 @@ from dpsw_ray.flow.worker import DriftWorker
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT
 
-__all__ = ["FlowResult", "flow_steps", "solve"]
+__all__ = ["FlowResult", "Watch", "flow_steps", "solve"]
 
 _STEPS = 300
 _CHECKPOINT_EVERY = 25
 _FULL_STEPS = 10  # of the inverse schedule: how long it takes the step size to halve
+
+Watch = Callable[[int, NDArray[np.float64]], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def solve(
     threads: int = 1,
     checkpoint: Path | None = None,
     on_step: Callable[[float], None] = lambda distance: None,
+    watch: Watch | None = None,
 ) -> FlowResult:
     """Moves particles until the sliced distance to the release stops falling.
 
@@ -76,6 +79,7 @@ def solve(
         threads: threads per worker.
         checkpoint: a file to resume from and to save to.
         on_step: called with the sliced distance before each step.
+        watch: called after each step with how many were taken and the particles, array of size [n, d].
 
     Raises:
         UserError: the noise is so large that the sums of the drift cannot hold it.
@@ -139,6 +143,8 @@ def solve(
                 wiener = np.random.default_rng([seed, 0x5DE, step]).standard_normal(moved.shape)
                 moved += math.sqrt(2 * config.diffusion * h) * wiener
             particles = confine(moved, sphere)
+            if watch is not None:
+                watch(step + 1, particles)
             if checkpoint is not None and (step + 1) % _CHECKPOINT_EVERY == 0:
                 _save(checkpoint, identity, particles, distances)
     finally:

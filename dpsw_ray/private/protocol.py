@@ -31,7 +31,7 @@ from dpsw_ray.private.masking import unmask
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.release.release import Release
 
-__all__ = ["release_once"]
+__all__ = ["begin_release", "draw_release", "release_once", "reserve_release"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ def release_once(
     run_id: str,
     noise_seed: int | None,
     manifest: Callable[[ReleasePlan], Mapping[str, Any]],
+    prepaid: bool = False,
 ) -> Release:
     """Returns the stored release of `folder`, or makes and pays for it.
 
@@ -61,6 +62,10 @@ def release_once(
         run_id: for the ledger's entry.
         noise_seed: reproducible noise, for plans of `gaussian` noise only, or None.
         manifest: what the stored release says of itself, called after the charge.
+        prepaid: it was reserved by `reserve_release` and charged with others; it is never charged again.
+
+    Raises:
+        UserError: the ledger refuses the charge, the stored release is not in it, or a prepaid one is lost.
     """
     pending = folder / "pending.json"
     if (folder / "manifest.json").exists():
@@ -69,22 +74,99 @@ def release_once(
         _check_charged(ledger, account, release_id, folder)
         _commit(shards, release_id, pending)
         return release
-    plan = _begun(shards, make_plan, pending, ledger, account, noise_seed)
+    plan = _begun(shards, make_plan, pending, ledger, account, noise_seed, prepaid)
+    if plan is None and prepaid:
+        raise _lost(folder)
     if plan is None:
-        release_id = secrets.token_hex(16)
-        write_json(pending, {"release_id": release_id})
-        plan = make_plan(release_id)
-        if noise_seed is None:
-            _persist(shards, lambda: shards.call("prepare", (plan,)))
+        plan = _new_plan(shards, make_plan, pending, noise_seed)
         try:
-            ledger.charge(account, [plan.event], run_id, release_id=release_id)
+            ledger.charge(account, [plan.event], run_id, release_id=plan.release_id)
         except UserError:  # refused: nothing was released, and the secret must not stay behind
-            _commit(shards, release_id, pending)
+            _commit(shards, plan.release_id, pending)
             raise
+    return draw_release(shards, plan, folder, noise_seed=noise_seed, manifest=manifest)
+
+
+def reserve_release(
+    shards: WorkerGroup,
+    make_plan: Callable[[str], ReleasePlan],
+    folder: Path,
+    *,
+    ledger: Ledger,
+    account: str,
+    noise_seed: int | None,
+) -> ReleasePlan | None:
+    """Readies a release that is going to be charged with others, before any of them is drawn.
+
+    Its id and its noise secret are durable when this returns, so that whoever dies between the charge and the
+    release can repeat it with the same bits.
+
+    Args:
+        shards: the private shards, latents in place.
+        make_plan: from a release id to the plan.
+        folder: where the release is going to live.
+        ledger: who is going to be charged, at `account`.
+        account: name of the registered data set.
+        noise_seed: reproducible noise, or None.
+
+    Returns:
+        The plan to charge under its `release_id`; None where that was done before.
+
+    Raises:
+        UserError: it was charged, and can no longer be repeated.
+    """
+    pending = folder / "pending.json"
+    if (folder / "manifest.json").exists():
+        _check_charged(ledger, account, str(Release.load(folder).manifest["release_id"]), folder)
+        return None
+    if _begun(shards, make_plan, pending, ledger, account, noise_seed, True) is not None:
+        return None
+    begun = _pending_id(pending)
+    if begun is not None and ledger.find_charge(begun) is not None:
+        raise _lost(folder)  # a second charge would pass what the whole was planned to cost
+    return _new_plan(shards, make_plan, pending, noise_seed)
+
+
+def begin_release(shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], folder: Path) -> ReleasePlan:
+    """Readies a release of which nobody outside the private side is going to know unless it is chosen.
+
+    What it costs must be charged already, under another id, for whatever is chosen. A release that was begun in
+    `folder` is gone on with: the same bits.
+    """
+    pending = folder / "pending.json"
+    begun = _pending_id(pending)
+    if begun is not None:
+        plan = make_plan(begun)
+        if shards.call("can_repeat", (plan,))[0]:
+            return plan
+    return _new_plan(shards, make_plan, pending, None)
+
+
+def draw_release(
+    shards: WorkerGroup,
+    plan: ReleasePlan,
+    folder: Path,
+    *,
+    noise_seed: int | None,
+    manifest: Callable[[ReleasePlan], Mapping[str, Any]],
+) -> Release:
+    """Draws and stores a release that is charged and whose noise secret is durable, then destroys the secret."""
     release = Release.from_plan(plan, _noisy_totals(shards, plan, folder, noise_seed), manifest(plan))
     release.save(folder)
-    _commit(shards, plan.release_id, pending)
+    _commit(shards, plan.release_id, folder / "pending.json")
     return release
+
+
+def _new_plan(
+    shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, noise_seed: int | None
+) -> ReleasePlan:
+    """A plan under a new id, which is durable with its noise secret, and not charged yet."""
+    release_id = secrets.token_hex(16)
+    write_json(pending, {"release_id": release_id})
+    plan = make_plan(release_id)
+    if noise_seed is None:
+        _persist(shards, lambda: shards.call("prepare", (plan,)))
+    return plan
 
 
 def _check_charged(ledger: Ledger, account: str, release_id: str, folder: Path) -> None:
@@ -105,11 +187,11 @@ def _begun(
     ledger: Ledger,
     account: str,
     noise_seed: int | None,
+    prepaid: bool,
 ) -> ReleasePlan | None:
     """The plan of a release that was charged and begun here and may be repeated for free, if there is one."""
-    try:
-        release_id = str(json.loads(pending.read_text())["release_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    release_id = _pending_id(pending)
+    if release_id is None:
         return None
     entry = ledger.find_charge(release_id)
     plan = make_plan(release_id)
@@ -117,9 +199,27 @@ def _begun(
         shards.call("commit", (release_id,))  # never charged: its secret, if there is one, protects nothing
         return None
     # Charged to somebody else, for something else, or for noise of another kind: no retry of that charge.
-    if entry.dataset != account or entry.events != (plan.event,) or noise_seed is not None:
+    if entry.dataset != account or entry.events != (plan.event,):
         return None
+    if (
+        noise_seed is not None
+    ):  # the seed gives the same bits, but only a prepaid charge is known to be for it
+        return plan if prepaid else None
     return plan if shards.call("can_repeat", (plan,))[0] else None
+
+
+def _pending_id(pending: Path) -> str | None:
+    try:
+        return str(json.loads(pending.read_text())["release_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lost(folder: Path) -> UserError:
+    return UserError(
+        f"The release that was paid for in {folder} cannot be repeated: its noise secret, the plan or the latents are "
+        "not those of the charge; begin anew in another --output, which is charged again."
+    )
 
 
 def _noisy_totals(

@@ -49,15 +49,19 @@ class Targets:
     weights: Array
 
 
-def denoise(release: Release) -> list[Targets]:
+def denoise(release: Release, strength: float = 1.0) -> list[Targets]:
     """Turns every round's noisy table into CDFs and class shares; deterministic.
 
     Noise on projections is not taken away: it is the smoothing, and the flow's particles are smoothed alike.
+
+    Args:
+        release: any.
+        strength: residual variance that the fit aims at, in multiples of the noise's; 1 is the discrepancy principle.
     """
-    return [_round(release, number) for number in range(release.rounds)]
+    return [_round(release, number, strength) for number in range(release.rounds)]
 
 
-def _round(release: Release, number: int) -> Targets:
+def _round(release: Release, number: int, strength: float) -> Targets:
     counts = release.counts[number].astype(np.float64) / SCALE
     directions = release.directions[number]
     sums = counts.sum(axis=2).mean(axis=1)  # [C], every direction counts the same records
@@ -74,12 +78,12 @@ def _round(release: Release, number: int) -> Targets:
         elif noise == 0:
             density = counts[c]
         else:
-            density = _fit(counts[c] / total, noise / total, release.grid, directions)
+            density = _fit(counts[c] / total, noise / total, release.grid, directions, strength)
         cdf[c] = _cumulate(density)
     return Targets(Slices(directions, release.grid, release.kernel, cdf), sums / sums.sum())
 
 
-def _fit(y: Array, noise: float, grid: BinGrid, directions: Array) -> Array:
+def _fit(y: Array, noise: float, grid: BinGrid, directions: Array, strength: float) -> Array:
     """Smoothed densities [K, bins] for noisy ones with noise of standard deviation `noise` per bin."""
     kernel = _smoothing_matrix(grid)
     f = _simplex_least_squares(y, kernel)
@@ -89,7 +93,7 @@ def _fit(y: Array, noise: float, grid: BinGrid, directions: Array) -> Array:
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             f = _mirror_descent(y, kernel, reference, noise, float(np.exp(middle)))
-            fits = float(np.mean((y - f @ kernel.T) ** 2)) < noise**2
+            fits = float(np.mean((y - f @ kernel.T) ** 2)) < strength * noise**2
             low, high = (middle, high) if fits else (low, middle)
     return np.asarray(f @ kernel.T)
 

@@ -21,6 +21,7 @@ from dpsw_ray.privacy.events.releases import (
     SlicedGaussianEvent,
     SlicedHistogramEvent,
 )
+from dpsw_ray.privacy.events.selection import PrivateSelectionEvent
 
 __all__ = [
     "DiscreteGaussianEvent",
@@ -31,6 +32,7 @@ __all__ = [
     "NoiseKind",
     "NoisyCountEvent",
     "ParallelEvent",
+    "PrivateSelectionEvent",
     "SampledGaussianEvent",
     "SequentialEvent",
     "SkellamEvent",

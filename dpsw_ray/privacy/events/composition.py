@@ -13,7 +13,7 @@ from dpsw_ray.privacy.events.parameters import check_whole
 from dpsw_ray.privacy.losses import Cost
 from dpsw_ray.privacy.relations import Relation, Unit, check_relation
 
-__all__ = ["ParallelEvent", "SequentialEvent"]
+__all__ = ["ParallelEvent", "SequentialEvent", "check_parts"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SequentialEvent(Event, kind="sequential"):
     label: str = "sequence"
 
     def __post_init__(self) -> None:
-        _parts(self)
+        check_parts(self)
         check_whole(self, "times")
 
     @property
@@ -62,7 +62,7 @@ class ParallelEvent(Event, kind="parallel"):
     label: str = "disjoint parts"
 
     def __post_init__(self) -> None:
-        _parts(self)
+        check_parts(self)
         if self.assignment not in ("fixed", "by_value"):
             raise UserError(f"{self.label}: assignment must be fixed or by_value, found {self.assignment!r}.")
 
@@ -86,7 +86,8 @@ class ParallelEvent(Event, kind="parallel"):
         return tuple(worst_costs(alternatives))
 
 
-def _parts(event: Event) -> None:
+def check_parts(event: Event) -> None:
+    """Makes an event's `parts` a tuple; raises a UserError where they are no events, or of several units."""
     parts = tuple(getattr(event, "parts", ()))
     if not parts or not all(isinstance(part, Event) for part in parts):
         raise UserError(f"{event.label}: parts must be a list of at least one privacy event.")

@@ -1,0 +1,166 @@
+"""Spaces, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from support import SMALL
+
+from dpsw_ray.errors import UserError
+from tune.config import load_sweep
+from tune.plan import SweepPlan, plan_sweep
+from tune.space import parse_space
+
+
+def planned(tmp_path: Path, **sections: Any) -> SweepPlan:
+    """A sweep over small digits, through its file."""
+    base = dict(override.split("=") for override in SMALL)
+    values: dict[str, Any] = {
+        "name": "small",
+        "base": "digits",
+        "set": {key: yaml.safe_load(value) for key, value in base.items()},
+        "space": {"flow.step_size": {"uniform": [1.0, 6.0]}},
+    }
+    values["set"] |= sections.pop("set", {})
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(values | sections, sort_keys=False))
+    return plan_sweep(*load_sweep(path, []))
+
+
+def test_draws_stay_inside_and_random_searches_repeat(tmp_path: Path) -> None:
+    space = {
+        "flow.step_size": {"loguniform": [0.5, 8]},
+        "flow.steps": {"randint": [3, 5]},
+        "flow.schedule": {"choice": ["constant", "cosine"]},
+        "flow.diffusion": {"uniform": [0.0, 0.1], "when": {"flow.schedule": "cosine"}},
+    }
+    plan = planned(tmp_path, space=space, search={"trials": 200})
+    points = [trial.point for trial in plan.trials]
+    assert points[0] == {} and len(points) == 200
+    assert all(0.5 <= point["flow.step_size"] <= 8 for point in points[1:])
+    assert {point["flow.steps"] for point in points[1:]} == {3, 4, 5}
+    assert np.median([point["flow.step_size"] for point in points[1:]]) == pytest.approx(2.0, rel=0.35)
+    for point in points[1:]:
+        assert ("flow.diffusion" in point) == (point["flow.schedule"] == "cosine")
+    assert [trial.point for trial in planned(tmp_path, space=space, search={"trials": 200}).trials] == points
+    other = planned(tmp_path, space=space, search={"trials": 200, "seed": 1})
+    assert [trial.point for trial in other.trials] != points
+
+
+def test_a_grid_has_every_combination_that_its_conditions_allow(tmp_path: Path) -> None:
+    space = {
+        "flow.schedule": {"choice": ["constant", "cosine"]},
+        "flow.steps": {"grid": [3, 4]},
+        "flow.diffusion": {"grid": [0.0, 0.1, 0.2], "when": {"flow.schedule": ["cosine"]}},
+    }
+    plan = planned(tmp_path, space=space, search={"kind": "grid", "base": False})
+    found = [tuple(trial.point.items()) for trial in plan.trials]
+    constant = [(("flow.schedule", "constant"), ("flow.steps", n)) for n in (3, 4)]
+    cosine = [
+        (("flow.schedule", "cosine"), ("flow.steps", n), ("flow.diffusion", d))
+        for n, d in itertools.product((3, 4), (0.0, 0.1, 0.2))
+    ]
+    assert found == constant + cosine
+
+
+def test_corners_hold_both_ends_of_every_range() -> None:
+    space = parse_space(
+        {"flow.step_size": {"uniform": [1, 2]}, "flow.steps": {"randint": [3, 9]}}, "sweep.yaml"
+    )
+    assert [tuple(point.values()) for point in space.corners()] == [(1, 3), (1, 9), (2, 3), (2, 9)]
+
+
+def test_trials_share_a_release_unless_its_mechanism_differs(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        space={"release.frames": {"grid": [2, 3]}, "flow.steps": {"grid": [3, 4, 5]}},
+        search={"kind": "grid"},
+        selection={"policy": "split"},
+    )
+    assert len(plan.trials) == 7 and len(plan.mechanisms) == 2
+    assert [trial.group for trial in plan.trials] == [0, 0, 0, 0, 1, 1, 1]  # frames 2 is the base's own
+
+
+SPACE = {"flow.step_size": {"uniform": [1, 6]}}
+FRAMES = {"release.frames": {"choice": [2, 3]}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"space": {"flow.stepsize": {"uniform": [1, 2]}}}, "space.flow.stepsize is no key of a run config; did you"),
+        ({"space": {"flow.step_size": {"normal": [1, 2]}}}, "must have one of choice, grid"),
+        ({"space": {"flow.step_size": {"uniform": [2, 1]}}}, "lowest < highest"),
+        ({"space": {"flow.step_size": {"loguniform": [0, 1]}}}, "must begin above 0"),
+        ({"space": {"flow.steps": {"randint": [1.5, 3]}}}, "whole ends"),
+        ({"space": {"flow.schedule": {"choice": ["constant", "linear"]}}}, "flow.schedule must be 'constant'"),
+        ({"space": {"flow.step_size": {"uniform": [-1, 6]}}}, "flow.step_size must be a positive number or auto"),
+        ({"space": {"flow.steps": {"choice": []}}}, "must be a list"),
+        ({"space": {}}, "space is empty"),
+        (
+            {"space": {"flow.diffusion": {"uniform": [0, 1], "when": {"flow.schedule": "cosine"}}}},
+            "flow.schedule must stand above it",
+        ),
+        ({"space": {"privacy.epsilon": {"choice": [1, 2]}}}, "space.privacy.epsilon is the same for all trials"),
+        ({"space": {"data.split_seed": {"choice": [1, 2]}}}, "is the same for all trials"),
+        ({"space": FRAMES}, "selection.policy reuse makes one release"),
+        ({"space": {**SPACE, "encoder.latent_dim": {"choice": [4, 6]}}}, "reuse makes one release"),
+        ({"search": {"kind": "grid"}}, "search.kind grid needs values one by one"),
+        (
+            {"space": FRAMES, "selection": {"policy": "split"}, "search": {"kind": "optuna"}},
+            "must be planned and charged together before the first",
+        ),
+        (
+            {"selection": {"policy": "private_selection"}, "scheduler": {"kind": "asha"}},
+            "scheduler.kind must be fifo, found asha",
+        ),
+        ({"selection": {"policy": "private_selection"}, "search": {"kind": "grid"}}, "search.kind must be random"),
+        (
+            {"selection": {"policy": "private_selection"}, "set": {"privacy.epsilon": float("inf")}},
+            "needs a finite privacy.epsilon",
+        ),
+        (
+            {"space": {"encoder.epochs": {"choice": [1, 2]}},
+             "selection": {"policy": "private_selection", "score": "public"}},
+            "encoders are trained and kept in the open",
+        ),
+        (
+            {"space": {"release.bins": {"choice": [16, 32]}}, "selection": {"policy": "split"}},
+            "space.release.bins changes what a slice is; choose selection.score public",
+        ),
+        (
+            {"space": {"encoder.latent_dim": {"choice": [4, 6]}},
+             "selection": {"policy": "split", "score": "public", "measure": "sliced_w2"}},
+            "is a distance between latents",
+        ),
+        ({"set": {"method": "dpswgen"}, "scheduler": {"kind": "asha"}}, "looks at flows while they run"),
+        ({"set": {"flow.stepz": 3}}, "did you mean flow.steps"),
+        ({"selection": {"polcy": "split"}}, "selection.polcy is an unknown key; did you mean selection.policy"),
+        ({"epsilons": [1, 1]}, "epsilons must be different positive numbers"),
+        ({"base": "nowhere"}, "nowhere does not exist"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(sections: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(tmp_path, **sections)
+    assert words in str(caught.value)
+
+
+def test_overrides_of_the_base_may_be_written_as_sections(tmp_path: Path) -> None:
+    plan = planned(tmp_path, set={"privacy": {"epsilon": 3}, "release.frames": 5})
+    assert plan.base.config.privacy.epsilon == 3 and plan.base.config.privacy.delta == 1e-4
+    assert plan.base.config.release.frames == 5
+
+
+def test_a_combination_that_is_no_run_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"release.bins: 8.*release.smoothing: 2.*release.bins must exceed"):
+        planned(
+            tmp_path,
+            space={"release.bins": {"choice": [8, 32]}, "release.smoothing": {"choice": [0.5, 2]}},
+            selection={"policy": "split", "score": "public"},
+        )

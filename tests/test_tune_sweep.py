@@ -1,0 +1,382 @@
+"""Sweeps on the digits from command to report: real Ray, real charges, real kills."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from support import SMALL, run_dpsw
+
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.release import Release
+from tune import cli
+
+STEPS = {"flow.steps": {"grid": [3, 4, 5, 6]}}
+
+
+def write_sweep(place: Path, **sections: Any) -> Path:
+    """A sweep's file over small digits with a home and a ledger in `place`."""
+    run = {key: yaml.safe_load(value) for key, value in (override.split("=") for override in SMALL)}
+    run |= {"paths.home": str(place / "home"), "paths.ledger": str(place / "ledger.sqlite")}
+    values: dict[str, Any] = {"name": "small", "base": "digits", "set": run | sections.pop("set", {})}
+    values |= {"space": STEPS, "search": {"kind": "grid"}}
+    path = place / "sweep.yaml"
+    place.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values | sections, sort_keys=False))
+    return path
+
+
+def run_tune(place: Path, *options: object) -> tuple[int, str, str]:
+    """The command in this process: exit code, standard output, standard error."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["dpsw-tune", str(place / "sweep.yaml"), "--output", str(place / "s"), *map(str, options)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
+
+
+def trials(place: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(place / "s" / "trials.parquet").to_pylist()
+    return rows
+
+
+def charges(place: Path) -> list[Any]:
+    ledger = Ledger(place / "ledger.sqlite")
+    return [entry for dataset in ledger.datasets() for entry in ledger.entries(dataset.name)]
+
+
+def privacy(place: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((place / "s" / "privacy.json").read_text())
+    return read
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A sweep under `reuse`, in which two of five trials cannot be made."""
+    place = tmp_path_factory.mktemp("swept")
+    space = {"flow.particles": {"grid": [60, 10**16]}, "flow.steps": {"grid": [3, 5]}}
+    write_sweep(place, space=space, set={"tracking.enabled": True})
+    code, out, err = run_tune(place)
+    (place / "said.txt").write_text(out)
+    assert (code, err) == (1, ""), out  # two trials failed
+    return place
+
+
+def test_trials_that_fail_are_reported_and_stop_no_other(swept: Path) -> None:
+    found = trials(swept)
+    assert [row["status"] for row in found] == ["finished", "finished", "finished", "failed", "failed"]
+    for row in found:
+        assert ("MemoryError" in row["error"] or "ValueError" in row["error"]) == (row["status"] == "failed")
+        assert (row["score"] is None) == (row["status"] == "failed")
+    assert [row["flow.steps"] for row in found] == [None, 3, 5, 3, 5]
+    assert len(re.findall(r"^trial \d  FAILED: ", (swept / "said.txt").read_text(), re.MULTILINE)) == 2
+
+
+def test_one_release_is_charged_whatever_the_number_of_trials(swept: Path) -> None:
+    (entry,) = charges(swept)
+    release = Release.load(swept / "s" / "releases" / "00000" / "release")
+    assert entry.release_id == release.manifest["release_id"]
+    stated = privacy(swept)
+    assert stated["epsilon"] == release.manifest["privacy"]["epsilon"]["upper"] <= 10.0
+    assert stated["policy"] == "reuse" and stated["publishable"] and stated["releases"] == 1
+    assert stated["score"]["kind"] == "post_processing"
+
+
+def test_the_best_is_a_run_that_dpsw_flow_goes_on_with_for_free(swept: Path) -> None:
+    found = [row for row in trials(swept) if row["status"] == "finished"]
+    best = min(found, key=lambda row: row["score"])
+    chosen = yaml.safe_load((swept / "s" / "best.yaml").read_text())
+    assert chosen["flow"]["steps"] == (best["flow.steps"] or 6)
+    assert (swept / "s" / "best" / "report.html").exists()
+    code, _, err = run_dpsw("flow", swept / "s" / "best.yaml", "--output", swept / "s" / "best", "--quiet")
+    assert (code, err) == (0, "") and len(charges(swept)) == 1
+
+
+def test_the_report_needs_nothing_else_and_states_the_whole(swept: Path) -> None:
+    page = (swept / "s" / "report.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 4  # strip, scatter, parallel coordinates, learning curves
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    assert not re.search(r"<script|https?://|<link", page)
+    assert "One release was made and paid for: epsilon at most" in page
+    assert "2 failed" in page and "NOT FOR PUBLICATION" not in page
+
+
+def test_trials_are_nested_in_mlflow(swept: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{swept / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dpsw_ray")
+    assert experiment is not None
+    runs = {
+        run.info.run_name: run
+        for run in client.search_runs([experiment.experiment_id])
+        if run.info.run_name != "small-best"
+    }
+    parent = runs.pop("small")
+    assert parent.data.tags["policy"] == "reuse"
+    assert parent.data.metrics["epsilon"] == pytest.approx(privacy(swept)["epsilon"])
+    assert sorted(runs) == [f"{n:05d}" for n in range(5)]
+    statuses = [runs[name].info.status for name in sorted(runs)]
+    assert statuses == ["FINISHED"] * 3 + ["FAILED"] * 2
+    for name, row in zip(sorted(runs), trials(swept), strict=True):
+        assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert runs[name].data.metrics.get("score") == (
+            None if row["score"] is None else pytest.approx(row["score"])
+        )
+
+
+def test_a_folder_is_gone_on_with_only_when_asked_and_only_by_the_same_sweep(swept: Path) -> None:
+    code, _, err = run_tune(swept)
+    assert code == 2 and "--resume goes on with it" in err and err.count("\n") == 1
+    code, _, err = run_tune(swept, "--resume", "--set", "search.seed=5")
+    assert code == 2 and "holds another sweep (sweep.yaml differs)" in err
+    code, _, err = run_tune(swept, "--resume", "--set", "set.flow.tolerance=0.1")
+    assert code == 2 and "holds another sweep" in err
+    before = trials(swept)
+    code, _, err = run_tune(swept, "--resume")  # tries the failed ones again
+    assert (code, err) == (1, "")
+    assert [row["score"] for row in trials(swept)] == [row["score"] for row in before]
+    assert len(charges(swept)) == 1
+
+
+def test_releases_of_a_split_are_charged_together_before_the_first_is_drawn(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tune.prepare as preparing
+
+    space = {"release.frames": {"grid": [2, 3]}, "seed": {"grid": [0, 7]}, "flow.steps": {"grid": [3, 5]}}
+    write_sweep(tmp_path, space=space, selection={"policy": "split"}, set={"privacy.epsilon": 2.0})
+    seen = []
+    original = preparing.release_once
+
+    def watched(*args: Any, **kwargs: Any) -> Release:
+        seen.append(len(charges(tmp_path)))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(preparing, "release_once", watched)
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert (code, err) == (0, "")
+    assert seen == [4] * 4
+    assert len(trials(tmp_path)) == 9 and {row["release"] for row in trials(tmp_path)} == {0, 1, 2, 3}
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    total = ledger.total("digits").epsilon.upper
+    assert 1.999 <= total <= 2.0 and privacy(tmp_path)["epsilon"] == pytest.approx(total)
+    # What is shown of the best was chosen by all of them: its own run promises no less than the whole.
+    best = json.loads((tmp_path / "s" / "best" / "privacy.json").read_text())
+    assert best["epsilon"]["upper"] == privacy(tmp_path)["epsilon"] and len(best["events"]) == 4
+    ids = {entry.release_id for entry in charges(tmp_path)}
+    assert ids == {
+        Release.load(folder / "release").manifest["release_id"]
+        for folder in (tmp_path / "s" / "releases").iterdir()
+    }
+    code, _, err = run_tune(tmp_path, "--quiet", "--resume")
+    assert (code, err, len(charges(tmp_path))) == (0, "", 4)
+
+
+def test_a_cap_refuses_a_split_as_a_whole_before_anything_is_charged(
+    tmp_path: Path, ray_session: None
+) -> None:
+    write_sweep(tmp_path, space={"seed": {"grid": [0, 1, 2]}}, selection={"policy": "split"})
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    # The whole would cost 10, each of the four by itself less than 6.
+    ledger.register("digits", "replace_one", "record", 1e-4, cap=9.0)
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert code == 2 and "The budget of data set digits is epsilon 9" in err
+    assert charges(tmp_path) == []
+    code, _, err = run_tune(tmp_path, "--quiet", "--set", "set.privacy.epsilon=8")
+    assert (code, err) == (0, "")
+
+
+def test_research_says_that_epsilon_is_infinite(tmp_path: Path, ray_session: None) -> None:
+    write_sweep(tmp_path, space={"release.frames": {"grid": [2, 3]}}, selection={"policy": "nonprivate"})
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert (code, err) == (0, "")
+    assert privacy(tmp_path)["epsilon"] == "inf" and not privacy(tmp_path)["publishable"]
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "This sweep must NOT be published" in page and "Epsilon is infinite" in page
+    assert [entry.publishable for entry in charges(tmp_path)] == [False, False]
+    assert not json.loads((tmp_path / "s" / "best" / "privacy.json").read_text())["publishable"]
+
+
+def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(tmp_path: Path) -> None:
+    space = {"release.frames": {"choice": [2, 3, 4]}, "flow.steps": {"randint": [3, 9]}}
+    selection = {"policy": "private_selection", "mean_trials": 12, "eta": 1}
+    write_sweep(tmp_path, space=space, search={"kind": "random"}, selection=selection)
+    code, out, err = run_tune(tmp_path)
+    assert (code, err) == (0, "")
+    (entry,) = charges(tmp_path)
+    assert entry.events[0].kind == "private_selection"
+    total = Ledger(tmp_path / "ledger.sqlite").total("digits").epsilon.upper
+    assert 9.9 <= total <= 10.0 and privacy(tmp_path)["epsilon"] == total
+    (row,) = trials(tmp_path)
+    assert row["trial"] == 0 and row["status"] == "finished"
+    release = Release.load(tmp_path / "s" / "releases" / "00000" / "release")
+    assert release.manifest["release_id"] == entry.release_id and release.publishable
+    assert release.manifest["privacy"]["events"][0]["kind"] == "private_selection"
+    assert release.directions.shape[1] == 6 * row["release.frames"]
+    (private,) = tmp_path.glob("home/datasets/digits/*/private")
+    assert list((private / "selections").iterdir()) == [] and list((private / "keys").iterdir()) == []
+    assert not re.search(r"trial \d", out.replace("trial 0", "")), "no word about how many there were"
+    code, _, err = run_tune(tmp_path, "--resume", "--quiet")
+    assert (code, err, len(charges(tmp_path)), trials(tmp_path)) == (0, "", 1, [row])
+
+
+def test_an_interrupted_private_selection_draws_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tune.private_selection as selecting
+
+    space = {"release.frames": {"choice": [2, 3, 4]}}
+    selection = {"policy": "private_selection", "mean_trials": 30, "eta": 5}
+    write_sweep(tmp_path, space=space, search={"kind": "random"}, selection=selection)
+    original, drawn = selecting.draw_release, []
+
+    def dying(shards: Any, plan: Any, place: Path, **kwargs: Any) -> Release:
+        drawn.append(place)
+        release = original(shards, plan, place, **kwargs)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return release
+
+    monkeypatch.setattr(selecting, "draw_release", dying)
+    assert run_tune(tmp_path, "--quiet")[0] == 130
+    (room,) = tmp_path.glob("home/datasets/digits/*/private/selections/*")
+    assert room.stat().st_mode & 0o077 == 0 and not (tmp_path / "s" / "trials").exists()
+    points = json.loads((room / "state.json").read_text())["points"]
+    tables = {path: path.read_bytes() for path in room.glob("*/release/table.arrow")}
+    assert len(tables) == 3
+    code, _, err = run_tune(tmp_path, "--quiet", "--resume")
+    assert (code, err, len(charges(tmp_path))) == (0, "", 1)
+    assert len(drawn) == len(set(drawn)) == len(points)
+
+
+def child(place: Path, *options: object) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal would start it."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    words = [place / "sweep.yaml", "--output", place / "s", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tune", *map(str, words)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=Path(__file__).parents[1],
+        # A shell's background job hands down that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+LONG = {
+    "space": {"flow.step_size": {"grid": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}, "release.frames": {"grid": [2, 3]}},
+    "selection": {"policy": "split"},
+    "set": {"flow.steps": 400, "flow.patience": 400, "flow.particles": 4000, "privacy.noise_seed": 3},
+}
+
+
+def wait_for(place: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not list(place.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def test_killed_twice_it_ends_as_if_it_had_not_been_and_charges_nothing_again(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for place in (whole, killed):
+        write_sweep(place, **{**LONG, "set": LONG["set"] | {"tracking.enabled": True}})
+    for number, what in enumerate(("s/releases/*/release/*.json", "s/trials/*/trial.json")):
+        process = child(killed, *(["--resume"] if number else []))
+        wait_for(killed, what, process)
+        process.kill()
+        process.communicate()
+    for place, options in ((whole, []), (killed, ["--resume"])):
+        process = child(place, *options)
+        out, err = process.communicate(timeout=500)
+        assert (process.returncode, err) == (0, ""), out
+        assert len(charges(place)) == 2
+    assert all(row["status"] == "finished" for row in trials(killed))
+    compared = ("trial", "score", "release", "flow.step_size", "release.frames")
+    assert [[row[key] for key in compared] for row in trials(killed)] == [
+        [row[key] for key in compared] for row in trials(whole)
+    ]
+    best = [yaml.safe_load((place / "s" / "best.yaml").read_text())["flow"] for place in (whole, killed)]
+    assert best[0] == best[1]
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{killed / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dpsw_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 14 and {run.info.status for run in runs} == {"FINISHED"}
+
+
+def workers_of(driver: int) -> list[int]:
+    """Process ids of the Tune workers that descend from a driver."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+    found = []
+    for process, name in names.items():
+        ancestor = process
+        while ancestor in parents and ancestor != driver:
+            ancestor = parents[ancestor]
+        if ancestor == driver and b"ray::ImplicitFunc" in name:
+            found.append(process)
+    return found
+
+
+def test_a_worker_that_dies_costs_its_trial_a_second_try(tmp_path: Path) -> None:
+    write_sweep(tmp_path, **LONG)
+    process = child(tmp_path)
+    wait_for(tmp_path, "s/trials/*/trial.json", process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=500)
+    assert (process.returncode, err) == (0, ""), out
+    assert {row["status"] for row in trials(tmp_path)} == {"finished"} and len(charges(tmp_path)) == 2
+
+
+def test_trials_with_actors_of_their_own_give_the_same_scores(tmp_path: Path, ray_session: None) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for place, actors in ((alone, 1), (together, 2)):
+        sections = {"trials": {"actors": actors, "at_once": 1}, "set": {"privacy.noise_seed": 1}}
+        write_sweep(place, space={"flow.steps": {"grid": [3, 5]}}, **sections)
+        code, _, err = run_tune(place, "--quiet")
+        assert (code, err) == (0, "")
+    assert [row["score"] for row in trials(alone)] == [row["score"] for row in trials(together)]
+
+
+def test_interrupted_it_leaves_a_report_of_what_has_ended(tmp_path: Path) -> None:
+    write_sweep(tmp_path, **LONG)
+    process = child(tmp_path)
+    wait_for(tmp_path, "s/trials/*/trial.json", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert re.fullmatch(r"Interrupted: --resume goes on from here; what has ended is in .*report.html\n", err)
+    found = [row["status"] for row in trials(tmp_path)]
+    assert "finished" in found and "pending" in found
+    assert "to do" in (tmp_path / "s" / "report.html").read_text()
+    process = child(tmp_path, "--resume")
+    out, err = process.communicate(timeout=500)
+    assert (process.returncode, err) == (0, ""), out
+    assert {row["status"] for row in trials(tmp_path)} == {"finished"} and len(charges(tmp_path)) == 2

@@ -1,0 +1,122 @@
+"""Quality against epsilon: a sweep for each epsilon, in folders of their own, and a page that compares their bests."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpsw_ray.config import RunConfig
+from dpsw_ray.experiment.measures import MEASURES
+from dpsw_ray.experiment.page import render_page
+from dpsw_ray.files import write_bytes, write_json, write_text
+from dpsw_ray.plan import ledger_account
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.progress import Progress
+from tune.config import SweepConfig
+from tune.pictures import frontier_figure
+from tune.plan import SweepPlan, plan_sweep
+from tune.results import Result, describe_point
+from tune.sweep import make_best, run_sweep
+
+__all__ = ["plan_frontier", "run_frontier"]
+
+_SHOWN = ("sliced_w2_test", "fid", "intended", "logreg")
+
+
+def plan_frontier(sweep: SweepConfig, where: str) -> dict[float, SweepPlan]:
+    """Checks the sweep of every epsilon before the first begins.
+
+    Raises:
+        UserError: whatever is wrong with one of them.
+    """
+    assert sweep.epsilons is not None
+    return {
+        epsilon: plan_sweep(
+            sweep.model_copy(update={"epsilons": None, "name": f"{sweep.name}-{epsilon:g}"}), where, epsilon
+        )
+        for epsilon in sweep.epsilons
+    }
+
+
+def run_frontier(
+    plans: dict[float, SweepPlan], name: str, folder: Path, resume: bool, progress: Progress
+) -> list[Result]:
+    """Makes the sweeps one after the other; a sweep that has a best run already is looked up when resuming.
+
+    Args:
+        plans: by epsilon.
+        name: of the frontier.
+        folder: absolute; each epsilon gets a folder in it.
+        resume: go on with what is there.
+        progress: where to report.
+
+    Raises:
+        UserError: as `run_sweep`.
+        Interrupted: by Ctrl-C; the page shows the sweeps that have ended.
+    """
+    results: list[Result] = []
+    points: list[dict[str, Any]] = []
+    for epsilon, plan in plans.items():
+        progress.say(f"epsilon {epsilon:g}")
+        place = folder / f"epsilon-{epsilon:g}"
+        result = run_sweep(plan, place, resume and place.exists(), progress)
+        results.append(result)
+        if result.best is not None:
+            _make_base(result, place, progress)
+            points.append(_point(epsilon, result, place))
+        _write(name, folder, plan.base.config, points)
+    return results
+
+
+def _make_base(result: Result, place: Path, progress: Progress) -> None:
+    """The base run with the release that it has in this sweep: what the best is compared with, at no cost."""
+    base = result.base
+    if base is None:
+        return
+    epsilon = json.loads((place / "privacy.json").read_text())["epsilon of one release"]
+    config = result.plan.config({}, float(epsilon)).model_copy(
+        update={"name": f"{result.plan.sweep.name}-base"}
+    )
+    release = place / "releases" / f"{base.trial.group:05d}" / "release"
+    make_best(config, place / "encoders" / "000", release, place / "base", progress)
+
+
+def _point(epsilon: float, result: Result, place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "epsilon": epsilon,
+        "policy": result.privacy["policy"],
+        "promised": result.privacy["epsilon"],
+        "score": result.best and result.best.outcome.score,
+        "changes": describe_point(result.best.trial.point) if result.best else "",
+    }
+    for which in ("best", "base"):
+        path = place / which / "metrics.json"
+        if path.exists():
+            stored = json.loads(path.read_text())["metrics"]
+            found[which] = {
+                name: stored[MEASURES[name].title]["value"]
+                for name in _SHOWN
+                if MEASURES[name].title in stored
+            }
+    return found
+
+
+def _write(name: str, folder: Path, config: RunConfig, points: Sequence[dict[str, Any]]) -> None:
+    measured = [key for key in _SHOWN if any(key in point.get("best", {}) for point in points)]
+    write_json(folder / "frontier.json", {"points": list(points)})
+    picture = None
+    if measured:
+        picture = frontier_figure(
+            points, {key: (MEASURES[key].title, MEASURES[key].better) for key in measured}
+        )
+        write_bytes(folder / "frontier.png", picture)
+    total = Ledger(config.ledger_path).total(ledger_account(config))
+    page = render_page(
+        "tune", "frontier.html.j2", name=name, points=points, measured=measured, measures=MEASURES, picture=picture,
+        publishable=config.privacy.publishable and all(p["promised"] != "inf" for p in points), total=total,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    write_text(folder / "report.html", page)

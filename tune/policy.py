@@ -1,0 +1,232 @@
+"""Selection policies: what each of them lets a sweep vary, what the whole sweep costs, and why something is refused.
+
+* `reuse`: one release, trials vary what is computed from it. Costs that release.
+* `split`: a release for every different mechanism in the space, all planned before the first is drawn; together
+  they cost the target. Every release gets the same share.
+* `private_selection`: a secret number of trials, of which the best alone is shown (`privacy.selection`).
+* `nonprivate`: research. Every release costs the base run's epsilon by itself and choosing is not counted:
+  epsilon is infinite.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dpsw_ray.config import RunConfig
+from dpsw_ray.errors import UserError
+from dpsw_ray.privacy.accountants import bound, compose_mu
+from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_noise
+from dpsw_ray.privacy.events import Event, GaussianEvent, PrivateSelectionEvent
+from dpsw_ray.privacy.gaussian import AccountingError, gaussian_epsilon
+from dpsw_ray.privacy.relations import Relation
+from dpsw_ray.privacy.selection import TrialsLaw
+from tune.config import SweepConfig
+from tune.space import Space
+
+__all__ = [
+    "Selection",
+    "check_sweep",
+    "is_mechanism_key",
+    "selection_event",
+    "selection_trial_mu",
+    "split_epsilon",
+    "within_mu",
+]
+
+_FREE = ("flow.", "generator.")
+"""Post-processing of a release."""
+
+_MECHANISM = ("release.", "encoder.", "method", "seed", "privacy.noise")
+"""What decides a release's numbers."""
+
+_SLICES = ("release.bins", "release.smoothing", "release.law", "encoder.", "method")
+"""What decides which distribution the slices show: distances to slices of different ones do not compare."""
+
+_SHRINK = 1 - 1e-9
+_MOST_TRIES = 60
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the whole sweep costs.
+
+    Attributes:
+        events: everything that is released, selection included.
+        epsilon: of each release by itself, what its noise is calibrated to.
+    """
+
+    events: tuple[Event, ...]
+    epsilon: float
+
+
+def is_mechanism_key(key: str) -> bool:
+    """Whether a key of the run config decides the release."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MECHANISM)
+
+
+def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -> None:
+    """Refuses a sweep whose policy fits neither its space, nor its searcher, nor its scheduler.
+
+    Raises:
+        UserError: with the reason, and what would be right.
+    """
+    selection, policy = sweep.selection, sweep.selection.policy
+    if not space.keys:
+        raise UserError(f"{where}: space is empty: name at least one key, such as flow.step_size.")
+    for key in space.keys:
+        if not is_mechanism_key(key) and not key.startswith(_FREE):
+            raise UserError(
+                f"{where}: space.{key} is the same for all trials, or they would not compare or not add up; put it "
+                "under `set`. Swept are flow.*, generator.*, release.*, encoder.*, method, seed and privacy.noise."
+            )
+    mechanism = [key for key in space.keys if is_mechanism_key(key)]
+    if policy == "reuse" and mechanism:
+        raise UserError(
+            f"{where}: selection.policy reuse makes one release and varies what is computed from it, but "
+            f"space.{mechanism[0]} changes the release itself; choose selection.policy split or private_selection, or "
+            "take it out."
+        )
+    if sweep.search.kind == "optuna" and mechanism and policy != "nonprivate":
+        raise UserError(
+            f"{where}: search.kind optuna chooses by the scores so far, but the releases of space.{mechanism[0]} must "
+            "be planned and charged together before the first of them; choose search.kind random or grid."
+        )
+    if sweep.search.kind == "optuna" and mechanism:
+        raise UserError(
+            f"{where}: search.kind optuna varies what is computed from a release, found space.{mechanism[0]}; choose "
+            "search.kind random or grid."
+        )
+    if sweep.search.kind == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise UserError("search.kind optuna needs the package optuna: pip install 'dpsw-ray[optuna]'.")
+    if policy == "private_selection":
+        _check_private_selection(sweep, space, base, where)
+    if sweep.scheduler.kind != "fifo" and _methods(space, base) & {"dpswgen"}:
+        raise UserError(
+            f"{where}: scheduler.kind {sweep.scheduler.kind} looks at flows while they run; method dpswgen has none: "
+            "choose scheduler.kind fifo."
+        )
+    if selection.score == "validation_slices":
+        if odd := [key for key in mechanism if key.startswith(_SLICES)]:
+            raise UserError(
+                f"{where}: selection.score validation_slices compares distances to slices of one kind, but "
+                f"space.{odd[0]} changes what a slice is; choose selection.score public."
+            )
+    elif selection.measure == "sliced_w2" and (odd := [k for k in mechanism if k.startswith("encoder.")]):
+        raise UserError(
+            f"{where}: selection.measure sliced_w2 is a distance between latents, but space.{odd[0]} changes the "
+            "latents; choose selection.measure fid, intended or logreg."
+        )
+
+
+def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -> None:
+    policy = f"{where}: selection.policy private_selection"
+    if sweep.search.kind != "random":
+        raise UserError(
+            f"{policy} draws each trial from a fixed law, whatever the others gave; search.kind must be random, found "
+            f"{sweep.search.kind}."
+        )
+    if sweep.scheduler.kind != "fifo":
+        raise UserError(
+            f"{policy} must not look at a trial before it has ended, nor stop it by what others gave; scheduler.kind "
+            f"must be fifo, found {sweep.scheduler.kind}."
+        )
+    if odd := [key for key in space.keys if key.startswith("encoder.")]:
+        raise UserError(
+            f"{policy} hides what the other trials drew, but encoders are trained and kept in the open; take "
+            f"space.{odd[0]} out."
+        )
+    if math.isinf(base.privacy.epsilon):
+        raise UserError(f"{policy} needs a finite privacy.epsilon, found .inf.")
+    if base.privacy.noise_seed is not None:
+        raise UserError(f"{policy} keeps its draws secret; take privacy.noise_seed out.")
+
+
+def _methods(space: Space, base: RunConfig) -> set[str]:
+    found = next((d.values for d in space.distributions if d.key == "method"), ())
+    return {base.method, *map(str, found)}
+
+
+def split_epsilon(
+    events: Callable[[float], Sequence[Event]], relation: Relation, epsilon: float, delta: float
+) -> float:
+    """Epsilon that each of several releases may cost by itself, so that all of them together cost the target.
+
+    Args:
+        events: from the epsilon of one release to the events of all.
+        relation: the data set's.
+        epsilon: the target; infinity gives infinity.
+        delta: at which both hold.
+
+    Returns:
+        The largest such epsilon to six digits or better. The upper bound of `events(it)` is at most `epsilon`.
+    """
+    if math.isinf(epsilon):
+        return math.inf
+
+    def fits(each: float) -> bool:
+        return bound(events(each), relation, delta).epsilon.upper <= epsilon
+
+    if fits(epsilon):  # a single release
+        return epsilon
+    planned = events(epsilon)
+    if compose_mu(planned, relation) is not None:
+        share = calibrate_gaussian_mu(epsilon, delta) / math.sqrt(len(planned))
+        each = gaussian_epsilon(share, delta).lower
+        for _ in range(
+            _MOST_TRIES
+        ):  # calibration and rounding leave each release a hair above or below its share
+            if fits(each):
+                return each
+            each *= _SHRINK
+    low, high = 0.0, epsilon
+    for _ in range(_MOST_TRIES):
+        middle = math.sqrt(low * high) if low else high / 4
+        low, high = (middle, high) if fits(middle) else (low, middle)
+        if low and high / low < 1 + 1e-6:
+            return low
+    raise AccountingError(f"{len(planned)} releases cannot be brought down to epsilon {epsilon:g} together.")
+
+
+def selection_trial_mu(sweep: SweepConfig, relation: Relation, epsilon: float, delta: float) -> float:
+    """Mu of one trial under `private_selection`, the largest for which the whole costs at most `epsilon`."""
+    level = calibrate_noise(
+        lambda level: [selection_event(sweep, relation, 1 / level)], relation, epsilon, delta
+    )
+    return 1 / level
+
+
+def selection_event(sweep: SweepConfig, relation: Relation, mu: float) -> PrivateSelectionEvent:
+    """The event of a whole sweep under `private_selection`; every trial is a Gaussian mechanism of at most this mu."""
+    law = TrialsLaw.with_mean(sweep.selection.eta, sweep.selection.mean_trials)
+    trial = GaussianEvent("release of one trial", {relation: 1.0}, 1 / mu)
+    return PrivateSelectionEvent((trial,), law.eta, law.gamma)
+
+
+def within_mu(event: Callable[[float], Event], relation: Relation, mu: float, delta: float) -> float:
+    """Epsilon to calibrate a Gaussian release to, so that its mu is at most this one.
+
+    Args:
+        event: from an epsilon to the event of the release.
+        relation: the data set's.
+        mu: not to be passed.
+        delta: at which the epsilon holds.
+
+    Raises:
+        UserError: the release is no Gaussian mechanism.
+    """
+    epsilon = gaussian_epsilon(mu, delta).lower
+    for _ in range(_MOST_TRIES):
+        planned = event(epsilon)
+        found = compose_mu([planned], relation)
+        if found is None:
+            raise UserError(
+                f"selection.policy private_selection needs releases that are Gaussian mechanisms, found "
+                f"{planned.label}: use method dpswflow-h or haar frames, with privacy.noise gaussian."
+            )
+        if found <= mu:
+            return epsilon
+        epsilon *= _SHRINK
+    raise AccountingError(f"No noise keeps {planned.label} within mu {mu:g}.")

@@ -1,0 +1,217 @@
+"""Everything that has to be there before a trial: encoders, private latents, the charge, the releases, in this order.
+
+The whole sweep is charged before its first release is drawn. What is interrupted goes on: an encoder that is there
+is not trained again, a release that was charged is drawn once, with the same bits however often it is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpsw_ray.cluster import Cluster, LocalCluster, WorkerGroup
+from dpsw_ray.config import RunConfig
+from dpsw_ray.data import Dataset
+from dpsw_ray.encoders import Encoder, load_encoder
+from dpsw_ray.files import atomic_path
+from dpsw_ray.plan import ledger_account, make_plan
+from dpsw_ray.privacy.accountants import account
+from dpsw_ray.privacy.events import Event
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.protocol import release_once, reserve_release
+from dpsw_ray.progress import Progress
+from dpsw_ray.publish import release_manifest
+from dpsw_ray.release import Release, ReleasePlan
+from dpsw_ray.release.quantiles import denoise
+from dpsw_ray.run import check_delta, check_relation, divided_data, move_points, spawn_shards, train_encoder
+from tune.plan import SweepPlan
+from tune.policy import split_epsilon
+from tune.scores import withhold
+
+__all__ = ["Group", "Prepared", "open_data", "prepare", "write_reference"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that share a release.
+
+    Attributes:
+        number: from 0.
+        config: a run with this release, all else as in the base.
+        encoder: folder of its encoder.
+        folder: holds `release/` and, where slices are withheld, the reference particles.
+    """
+
+    number: int
+    config: RunConfig
+    encoder: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trials start from, and what it cost.
+
+    Attributes:
+        groups: by number.
+        events: of the whole sweep.
+        epsilon: that each release was calibrated to.
+        privacy: `Account.to_dict()` of the whole sweep.
+    """
+
+    groups: tuple[Group, ...]
+    events: tuple[Event, ...]
+    epsilon: float
+    privacy: dict[str, Any]
+
+
+def open_data(config: RunConfig, cluster: Cluster, ledger: Ledger, progress: Progress) -> Dataset:
+    """The divided data set; refuses another relation before a record is read, and a delta that protects nobody."""
+    check_relation(config, ledger)
+    data = divided_data(config, cluster, progress)
+    check_delta(config, data)
+    return data
+
+
+def prepare(plan: SweepPlan, folder: Path, cluster: Cluster, ledger: Ledger, progress: Progress) -> Prepared:
+    """Makes, or finds, all releases of the sweep.
+
+    Args:
+        plan: the sweep.
+        folder: its folder.
+        cluster: who holds the private shards.
+        ledger: who is charged.
+        progress: where to report.
+
+    Raises:
+        UserError: the ledger refuses, or something that was paid for is lost.
+    """
+    base = plan.base.config
+    data = open_data(base, cluster, ledger, progress)
+    encoders: dict[str, Path] = {}
+    for mechanism in plan.mechanisms:
+        config = plan.config(mechanism, base.privacy.epsilon)
+        key = _encoder_key(config)
+        if key not in encoders:
+            encoders[key] = folder / "encoders" / f"{len(encoders):03d}"
+            train_encoder(config, data, encoders[key], progress)
+
+    def planned(each: float) -> list[Event]:
+        return [
+            _make_plan(plan.config(mechanism, each), data, encoders, "plan").event
+            for mechanism in plan.mechanisms
+        ]
+
+    p = base.privacy
+    each = p.epsilon
+    if plan.sweep.selection.policy != "nonprivate":
+        each = split_epsilon(planned, p.relation, p.epsilon, p.delta)
+    groups = tuple(
+        Group(number, config, encoders[_encoder_key(config)], folder / "releases" / f"{number:05d}")
+        for number, config in enumerate(plan.config(mechanism, each) for mechanism in plan.mechanisms)
+    )
+    events = tuple(planned(each))
+    privacy = account(events, p.relation, p.delta).to_dict()
+    _release_all(plan, groups, events, privacy, data, cluster, ledger, progress)
+    if plan.sweep.selection.score == "validation_slices":
+        with progress.task("Base run, for the weights of the validation slices", len(groups)) as task:
+            for group in groups:
+                write_reference(group, plan.sweep.selection.withheld)
+                task.advance()
+    return Prepared(groups, events, each, privacy)
+
+
+def _encoder_key(config: RunConfig) -> str:
+    return config.encoder.model_dump_json()
+
+
+def _make_plan(config: RunConfig, data: Dataset, encoders: dict[str, Path], release_id: str) -> ReleasePlan:
+    encoder = load_encoder(encoders[_encoder_key(config)])
+    return make_plan(config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id)
+
+
+def _release_all(
+    plan: SweepPlan,
+    groups: Sequence[Group],
+    events: Sequence[Event],
+    privacy: dict[str, Any],
+    data: Dataset,
+    cluster: Cluster,
+    ledger: Ledger,
+    progress: Progress,
+) -> None:
+    config = groups[0].config
+    p, name = config.privacy, ledger_account(config)
+    if all((group.folder / "release" / "manifest.json").exists() for group in groups):
+        progress.say("Using the stored releases: nothing is charged")
+    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    if fresh := [events[group.number] for group in groups if not (group.folder / "release").exists()]:
+        ledger.check(name, p.relation, fresh)  # refused as a whole, before anything is made or charged
+    encoders = {_encoder_key(group.config): group.encoder for group in groups}
+    shards: dict[Path, WorkerGroup] = {}
+    # Said, not timed: how long this takes could tell a protected number of records.
+    progress.say("Encoding private records (on the private side)")
+    for folder in encoders.values():
+        shards[folder] = spawn_shards(config, cluster, data, folder)
+        shards[folder].call("encode", retry=True)
+
+    def arguments(group: Group) -> dict[str, Any]:
+        return {
+            "shards": shards[group.encoder],
+            "make_plan": lambda release_id: _make_plan(group.config, data, encoders, release_id),
+            "folder": group.folder / "release",
+            "ledger": ledger,
+            "account": name,
+            "noise_seed": None if p.noise_seed is None else p.noise_seed + group.number,
+        }
+
+    reserved = {group.number: reserve_release(**arguments(group)) for group in groups}
+    unpaid = {number: reserve for number, reserve in reserved.items() if reserve is not None}
+    if unpaid:
+        ledger.check(name, p.relation, [reserve.event for reserve in unpaid.values()])
+    for number, reserve in unpaid.items():
+        note = f"sweep {plan.sweep.name}: release {number + 1} of {len(groups)}"
+        ledger.charge(name, [reserve.event], plan.sweep.name, note, release_id=reserve.release_id)
+    alone = plan.sweep.selection.policy == "nonprivate"
+    if unpaid:
+        progress.say(f"Releasing {len(groups)} times: sum, noise; all of it is charged")
+    for group in groups:
+        stated = account([events[group.number]], p.relation, p.delta).to_dict() if alone else privacy
+        release_once(
+            **arguments(group),
+            run_id=plan.sweep.name,
+            manifest=_manifest(group, load_encoder(group.encoder), data, ledger, stated),
+            prepaid=True,
+        )
+    for workers in shards.values():
+        workers.close()
+
+
+def _manifest(
+    group: Group, encoder: Encoder, data: Dataset, ledger: Ledger, privacy: dict[str, Any]
+) -> Callable[[ReleasePlan], dict[str, Any]]:
+    """Of a release that was chosen among several: it costs what all of them cost."""
+    return lambda plan: {
+        **release_manifest(group.config, plan, data.info, encoder, ledger),
+        "privacy": privacy,
+    }
+
+
+def write_reference(group: Group, withheld: float) -> None:
+    """Stores the particles of the base run with this release, which the validation slices are weighted by."""
+    path = group.folder / "reference.npz"
+    if path.exists():
+        return
+    fitted, _ = withhold(Release.load(group.folder / "release"), withheld)
+    rounds = denoise(fitted, group.config.flow.denoising)
+    encoder = load_encoder(group.encoder)
+    with LocalCluster(1) as cluster:
+        result = move_points(
+            group.config, rounds, encoder, cluster, None, group.config.seed, Progress(quiet=True)
+        )
+    with atomic_path(path) as aside, aside.open("wb") as stream:
+        np.savez(stream, particles=result.particles, labels=result.labels)
