@@ -15,7 +15,7 @@ from dpsw_ray.commands.ledger import ledger
 from dpsw_ray.commands.runs import flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
 
-__all__ = ["main"]
+__all__ = ["guarded", "main"]
 
 _INTERRUPTED = 130
 
@@ -32,14 +32,15 @@ app.add_typer(ledger, name="ledger")
 
 def main() -> None:
     """Runs the command line; mistakes the user can mend end with one sentence and exit code 2."""
-    _guarded(lambda: app(args=sys.argv[1:] or ["--help"], prog_name="dpsw", standalone_mode=False))
+    guarded(lambda: app(args=sys.argv[1:] or ["--help"], prog_name="dpsw", standalone_mode=False))
 
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """The class of everything wrong with options and arguments; newer versions of Typer bring their own Click."""
 
 
-def _guarded(command: Callable[[], Any]) -> None:
+def guarded(command: Callable[[], Any]) -> None:
+    """Runs a command; mistakes the user can mend end with one sentence and exit code 2."""
     try:
         interrupted = command() == _INTERRUPTED
     except UserError as error:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
 import yaml
@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "load_config",
+    "load_model",
     "read_values",
 ]
 
@@ -61,6 +62,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 Real = Annotated[Number, Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Text = Annotated[str, BeforeValidator(_text)]
+C = TypeVar("C", bound=BaseModel)
 
 _NAME = r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$"
 """A run's name becomes a folder: `.` and `..` must not be among them."""
@@ -158,7 +160,7 @@ class PrivacyConfig(_Section):
     epsilon: Number = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
     delta: Real = Field(1e-5, gt=0.0, lt=1.0)
     relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
-    unit: Literal["record"] = "record"
+    unit: Literal["record", "user"] = Field("record", description="`user` is for `python -m federated`")
     noise: Literal["gaussian", "discrete_gaussian"] = Field(
         "gaussian",
         description="gaussian: in double precision, rounded to integers; discrete_gaussian: integers sampled exactly",
@@ -316,6 +318,10 @@ class RunConfig(_Section):
         return self
 
     def _check_method(self) -> None:
+        if self.privacy.unit != "record":
+            raise ValueError(
+                f"privacy.unit must be record, found {self.privacy.unit}: `python -m federated` protects users"
+            )
         relation, sampled = self.privacy.relation, self.release_kind == "sampled"
         if self.release_kind == "rows" and relation == "add_remove":
             raise ValueError(
@@ -331,6 +337,11 @@ class RunConfig(_Section):
             raise ValueError(
                 f"privacy.noise must be gaussian for method {self.method}, found {self.privacy.noise}"
             )
+
+    @property
+    def account(self) -> str:
+        """What releases are charged to in the ledger, research accounts aside."""
+        return self.data.account
 
     @property
     def release_kind(self) -> Literal["histograms", "rows", "sampled"]:
@@ -372,26 +383,35 @@ class RunConfig(_Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads the config of one run; see `load_model`."""
+    return load_model(RunConfig, path, overrides)
+
+
+def load_model(model: type[C], path: str | Path, overrides: Iterable[str] = (), folder: str = "") -> C:
     """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides.
 
     Args:
+        model: what the file describes: a run, or one of another command.
         path: a file, or the name of a config shipped with the package, such as `digits`.
         overrides: strings `section.key=value`; values are read as YAML.
+        folder: of the shipped configs in which a name is looked up.
 
     Raises:
         UserError: one sentence per wrong key, with what was found and what would be right.
     """
-    values, where, overridden = read_values(path, overrides)
-    for key in _SECTIONS & values.keys():
+    values, where, overridden = read_values(path, overrides, folder)
+    for key in _sections(model) & values.keys():
         if values[key] is None:  # a section whose keys are all commented out
             del values[key]
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, where, overridden)) from None
+        raise UserError(_explain(error, where, overridden, model)) from None
 
 
-def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+def read_values(
+    path: str | Path, overrides: Iterable[str] = (), folder: str = ""
+) -> tuple[dict[str, Any], str, list[str]]:
     """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides, without checking any key.
 
     Returns:
@@ -400,7 +420,7 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[s
     Raises:
         UserError: no such file, no YAML, or no mapping.
     """
-    text, where = _read(Path(path))
+    text, where = _read(Path(path), folder)
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -431,7 +451,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> tuple[str, str]:
+def _read(path: Path, folder: str) -> tuple[str, str]:
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a YAML config file was expected.")
     if path.exists():
@@ -439,12 +459,12 @@ def _read(path: Path) -> tuple[str, str]:
             return path.read_text(encoding="utf-8-sig"), str(path)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a text file, where a YAML config was expected.") from None
-    shipped = resources.files("dpsw_ray.configs")
+    shipped = resources.files("dpsw_ray.configs").joinpath(folder)
     names = sorted(
         entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
     )
     if str(path) in names or (
-        path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs")
+        path.name.removesuffix(".yaml") in names and path.parent.name in ("", folder or "configs")
     ):
         name = path.name.removesuffix(".yaml")
         return (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml (shipped)"
@@ -476,12 +496,12 @@ def _apply(values: dict[str, Any], override: str) -> str:
     return key
 
 
-def _explain(error: ValidationError, where: str, overridden: list[str]) -> str:
+def _explain(error: ValidationError, where: str, overridden: list[str], model: type[BaseModel]) -> str:
     """One sentence per mistake; those of the file come first, after its name."""
     in_file: list[str] = []
     in_options: list[str] = []
     for item in error.errors():
-        key, sentence = _sentence(item)
+        key, sentence = _sentence(item, model)
         by_option = any(f"{key}.".startswith(f"{option}.") for option in overridden)
         (in_options if by_option else in_file).append(sentence)
     return " ".join(
@@ -489,13 +509,13 @@ def _explain(error: ValidationError, where: str, overridden: list[str]) -> str:
     )
 
 
-def _sentence(item: Mapping[str, Any]) -> tuple[str, str]:
+def _sentence(item: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str]:
     """The key of a mistake and a sentence about it, full stop included."""
     location = [str(part) for part in item["loc"] if part not in ("float", "literal['auto']", "[key]")]
     key = ".".join(location)
     kind, found, limits = str(item["type"]), _shown(item["input"]), item.get("ctx", {})
     if kind == "extra_forbidden":
-        return key, f"{key} is an unknown key; {_known_keys(location)}."
+        return key, f"{key} is an unknown key; {_known_keys(location, model)}."
     if kind == "value_error":
         problem = str(limits["error"])
         return key, f"{key} {problem}." if problem.startswith("must") else f"{problem}."
@@ -542,28 +562,29 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _known_keys(location: list[str]) -> str:
+def _known_keys(location: list[str], model: type[BaseModel]) -> str:
     *sections, wrong = location
-    known = _keys(".".join(sections))
+    known = _keys(".".join(sections), model)
     close = difflib.get_close_matches(wrong, known, n=1)
     prefix = "".join(f"{section}." for section in sections)
     if close:
         return f"did you mean {prefix}{close[0]}"
-    everywhere = [f"{section}.{key}" for section in sorted(_SECTIONS) for key in _keys(section)]
+    everywhere = [f"{section}.{key}" for section in sorted(_sections(model)) for key in _keys(section, model)]
     elsewhere = [key for key in everywhere if key.endswith(f".{wrong}")]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}"
     return f"{f'{prefix[:-1]} has' if sections else 'a config has'} {', '.join(known)}"
 
 
-def _keys(section: str) -> list[str]:
+def _keys(section: str, model: type[BaseModel]) -> list[str]:
     """The keys of a section, or of the config as a whole."""
-    model: Any = RunConfig.model_fields[section].annotation if section else RunConfig
-    return list(model.model_fields)
+    chosen: Any = model.model_fields[section].annotation if section else model
+    return list(chosen.model_fields)
 
 
-_SECTIONS = {
-    name
-    for name, field in RunConfig.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-}
+def _sections(model: type[BaseModel]) -> set[str]:
+    return {
+        name
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }

@@ -42,7 +42,20 @@ from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.samples import write_samples
 from dpsw_ray.tracking import open_tracker
 
-__all__ = ["RunResult", "check_relation", "divided_data", "generate", "run", "spawn_shards", "train_encoder"]
+__all__ = [
+    "RunResult",
+    "Timings",
+    "check_relation",
+    "decode_points",
+    "divided_data",
+    "draw_points",
+    "generate",
+    "measure",
+    "run",
+    "spawn_shards",
+    "threads_per_actor",
+    "train_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,14 @@ class RunResult:
 
 
 @dataclass
-class _Timings:
+class Timings:
     """Seconds by phase. Phases that touch private records are left out where their length would tell N."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str, *, tells_count: bool = False) -> Iterator[None]:
+        """Counts what runs inside, unless its length would tell N."""
         start = time.perf_counter()
         yield
         if not tells_count:
@@ -82,7 +96,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     """
     progress = progress or Progress()
     path = resolve_output(config, output)
-    timings = _Timings()
+    timings = Timings()
     hidden = config.privacy.relation == "add_remove"
     with (
         RunFolder(config, path) as folder,
@@ -105,11 +119,13 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("denoise"):
             rounds = denoise(release)
         with timings.phase("flow"):
-            flow = _points(config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress)
+            flow = draw_points(
+                config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress
+            )
         with timings.phase("decode"):
-            samples = _decode(config.seed, flow, encoder, release)
+            samples = decode_points(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
-            metrics = _evaluate(config, data, flow, samples, encoder, progress)
+            metrics = measure(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
             _research(config, shards, flow, folder / "research" / "metrics.json", progress)
         results = Results(
@@ -142,8 +158,8 @@ def generate(
     encoder = load_encoder(folder / "encoder")
     with open_cluster(config.cluster) as cluster:
         checkpoints = folder / "checkpoints" if config.method == "dpswgen" else None
-        result = _points(config, denoise(release), encoder, cluster, checkpoints, drawn, progress)
-    records, labels = _decode(drawn, result, encoder, release)
+        result = draw_points(config, denoise(release), encoder, cluster, checkpoints, drawn, progress)
+    records, labels = decode_points(drawn, result, encoder, release)
     write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
     if not release.publishable:
@@ -229,7 +245,7 @@ def spawn_shards(config: RunConfig, cluster: Cluster, data: Dataset, encoder_dir
         "latents_key": key,
     }
     return cluster.spawn(
-        Shard, [{"rank": r, "threads": _threads(config), **shared} for r in range(cluster.size)]
+        Shard, [{"rank": r, "threads": threads_per_actor(config), **shared} for r in range(cluster.size)]
     )
 
 
@@ -265,7 +281,7 @@ def _release(
     )
 
 
-def _points(
+def draw_points(
     config: RunConfig,
     rounds: Sequence[Targets],
     encoder: Encoder,
@@ -284,7 +300,7 @@ def _points(
             sphere=encoder.sphere,
             seed=seed,
             cluster=cluster,
-            threads=_threads(config),
+            threads=threads_per_actor(config),
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
         )
@@ -322,15 +338,16 @@ def _generated(
     return FlowResult(latents, labels, distances, f"the generator took {steps} steps")
 
 
-def _decode(
+def decode_points(
     seed: int, flow: FlowResult, encoder: Encoder, release: Release
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Records and labels of the points, in a public random order; labels -1 without classes."""
     labels = flow.labels if release.manifest["classes"] else np.full_like(flow.labels, -1)
     order = np.random.default_rng([seed, 0x5AFE]).permutation(len(labels))
     return encoder.decode(flow.particles)[order], labels[order]
 
 
-def _evaluate(
+def measure(
     config: RunConfig,
     data: Dataset,
     flow: FlowResult,
@@ -338,6 +355,7 @@ def _evaluate(
     encoder: Encoder,
     progress: Progress,
 ) -> list[Metric]:
+    """The run's figures, from public and test records only."""
     fit = Metric(
         "sliced W2 to the release",
         flow.distances[-1],
@@ -393,7 +411,8 @@ def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:
     return report
 
 
-def _threads(config: RunConfig) -> int:
+def threads_per_actor(config: RunConfig) -> int:
+    """How many threads a worker may use."""
     if config.cluster.executor == "local":
         return os.cpu_count() or 1
     return max(1, int(config.cluster.cpus_per_actor))
