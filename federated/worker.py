@@ -244,25 +244,24 @@ class UserShard:
 
         def batches() -> Iterator[tuple[NDArray[np.float64], NDArray[np.int32]]]:
             rng = np.random.default_rng([plan.cohort.seed, 0x20E5])
-            places = rng.random((self.users, c))  # public: which of its records a user sends
+            places = rng.random(self.users)  # public: which of its records a user sends
             for begin in range(first, last, _USERS):
                 users = np.flatnonzero(present[begin : min(begin + _USERS, last)]) + begin
-                yield self._padded(users, places[users]), np.zeros(len(users) * c, np.int32)
+                yield self._padded(users, places[users], c), np.zeros(len(users) * c, np.int32)
 
         return noisy_histograms(batches(), plan, 0, before * c, int(present.sum()) * c, key)
 
-    def _padded(self, users: NDArray[np.int64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _padded(self, users: NDArray[np.int64], places: NDArray[np.float64], c: int) -> NDArray[np.float64]:
         """Exactly c rows of every user: records spread over its own, over again where it has few, zero without any."""
-        starts, c = self.store.offsets[users], places.shape[1]
-        counts = self.store.offsets[users + 1] - starts
-        spread = (np.arange(c) + places) / c * counts[:, None]
-        again = (np.arange(c)[None] + np.floor(places * np.maximum(counts, 1)[:, None])) % np.maximum(
-            counts, 1
-        )[:, None]
-        picked = np.where(counts[:, None] >= c, np.floor(spread), again).astype(np.int64)
-        picked = np.minimum(picked, np.maximum(counts - 1, 0)[:, None]) + starts[:, None]
+        starts = self.store.offsets[users]
+        counts = (self.store.offsets[users + 1] - starts)[:, None]
+        some_of, steps, begin = np.maximum(counts, 1), np.arange(c), places[:, None]
+        spread = np.floor((steps + begin) / c * counts)
+        again = (steps + np.floor(begin * some_of)) % some_of
+        picked = np.where(counts >= c, spread, again).astype(np.int64)
+        picked = np.minimum(picked, some_of - 1) + starts[:, None]
         rows = np.zeros((len(users) * c, self.store.latents.shape[1]))
-        some = np.repeat(counts > 0, c)
+        some = np.repeat(counts[:, 0] > 0, c)
         flat = picked.ravel()[some]
         good = self.store.labels[flat] != NULL
         rows[np.flatnonzero(some)[good]] = self.store.latents[flat[good]] * LATTICE

@@ -17,7 +17,7 @@ class DirichletPartitioner(Partitioner):
     """User u takes an even share of the records, their labels from a law p_u ~ Dirichlet(alpha, ..., alpha).
 
     The records of a label are dealt in proportion to how much of it the users want, so that all are given away; small
-    alpha leaves every user with one or two labels, and some users with none or very many records.
+    alpha leaves every user with one or two labels.
     """
 
     users: int
@@ -25,11 +25,13 @@ class DirichletPartitioner(Partitioner):
 
     def assign(self, labels: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int64]:
         """See `Partitioner`."""
+        if not len(labels):
+            return np.empty(0, dtype=np.int64)
         kinds, place = np.unique(labels, return_inverse=True)
         # Of tiny alphas every gamma number may underflow: such a user wants one label, whichever.
         wanted = rng.gamma(self.alpha, size=(self.users, len(kinds)))
         empty = wanted.sum(axis=1) == 0
-        wanted[empty, rng.integers(0, max(len(kinds), 1), int(empty.sum()))] = 1.0
+        wanted[empty, rng.integers(0, len(kinds), int(empty.sum()))] = 1.0
         wanted /= wanted.sum(axis=1, keepdims=True)
         users = np.empty(len(labels), dtype=np.int64)
         for kind in range(len(kinds)):

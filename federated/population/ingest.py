@@ -56,9 +56,11 @@ def ingest_users(config: FederatedConfig, folder: Path) -> None:
     """
     data, path = config.data, resolved_path(config.data)
     assert path is not None, "checked by the config"
-    source: Any = _Table(path, data.label, data.columns, config.population.user or "")
-    if data.source == "leaf":
-        source = _Leaf(path)
+    source: _Table | _Leaf = (
+        _Leaf(path)
+        if data.source == "leaf"
+        else _Table(path, data.label, data.columns, config.population.user or "")
+    )
     values: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
     labels: dict[str, list[str | None]] = {part: [] for part in _PARTS}
     owners: list[str] = []
