@@ -259,7 +259,7 @@ def _skellam(directions: int, form: MessageForm, variance: float, trust: Trust) 
         by_relation |= {"zero_out": squared}
         by_relation_l1 |= {"zero_out": absolute}
     label = "noisy messages of users" if trust == "local" else "sliced histograms of users, noise in shares"
-    return SkellamEvent(label, by_relation, by_relation_l1, variance, unit="user")
+    return SkellamEvent(label, by_relation, by_relation_l1, variance, math.prod(form.shape), "user")
 
 
 @lru_cache(maxsize=64)

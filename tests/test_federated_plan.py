@@ -93,7 +93,7 @@ def test_fewer_bits_of_precision_keep_the_bounds(tmp_path: Path) -> None:
     )
     assert coarse.form.mass == SCALE >> 8
     assert coarse.form.row_norm_sq == fine.form.row_norm_sq >> 16
-    assert coarse.noise_std == pytest.approx(fine.noise_std, rel=0.02)
+    assert coarse.noise_std == pytest.approx(fine.noise_std, rel=0.08)
     assert coarse.bits < fine.bits
     assert np.array_equal(coarse.counts(np.array([3, 5])), np.array([3, 5]) << 8)
 
