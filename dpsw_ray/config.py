@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
 import yaml
@@ -35,6 +35,7 @@ __all__ = [
     "Whole",
     "explain_mistakes",
     "load_config",
+    "load_model",
     "make_config",
     "put_value",
     "read_values",
@@ -69,6 +70,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 Real = Annotated[Number, Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Text = Annotated[str, BeforeValidator(_text)]
+C = TypeVar("C", bound=BaseModel)
 
 _NAME = r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$"
 """A run's name becomes a folder: `.` and `..` must not be among them."""
@@ -168,7 +170,7 @@ class PrivacyConfig(Section):
     epsilon: Number = Field(1.0, gt=0.0, description=".inf: no noise and no privacy, for research")
     delta: Real = Field(1e-5, gt=0.0, lt=1.0)
     relation: Literal["replace_one", "zero_out", "add_remove"] = "replace_one"
-    unit: Literal["record"] = "record"
+    unit: Literal["record", "user"] = Field("record", description="`user` is for `python -m federated`")
     noise: Literal["gaussian", "discrete_gaussian"] = Field(
         "gaussian",
         description="gaussian: in double precision, rounded to integers; discrete_gaussian: integers sampled exactly",
@@ -344,6 +346,10 @@ class RunConfig(Section):
         return self
 
     def _check_method(self) -> None:
+        if self.privacy.unit != "record":
+            raise ValueError(
+                f"privacy.unit must be record, found {self.privacy.unit}: `python -m federated` protects users"
+            )
         relation, sampled = self.privacy.relation, self.release_kind == "sampled"
         if self.release_kind == "rows" and relation == "add_remove":
             raise ValueError(
@@ -359,6 +365,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"privacy.noise must be gaussian for method {self.method}, found {self.privacy.noise}"
             )
+
+    @property
+    def account(self) -> str:
+        """What releases are charged to in the ledger, research accounts aside."""
+        return self.data.account
 
     @property
     def release_kind(self) -> Literal["histograms", "rows", "sampled"]:
@@ -400,34 +411,43 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads the config of one run; see `load_model`."""
+    return load_model(RunConfig, path, overrides)
+
+
+def load_model(model: type[C], path: str | Path, overrides: Iterable[str] = (), folder: str = "") -> C:
     """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides.
 
     Args:
+        model: what the file describes: a run, or one of another command.
         path: a file, or the name of a config shipped with the package, such as `digits`.
         overrides: strings `section.key=value`; values are read as YAML.
+        folder: of the shipped configs in which a name is looked up.
 
     Raises:
         UserError: one sentence per wrong key, with what was found and what would be right.
     """
-    return make_config(*read_values(path, overrides))
+    return make_config(model, *read_values(path, overrides, folder))
 
 
-def make_config(values: dict[str, Any], where: str, overridden: list[str]) -> RunConfig:
+def make_config(model: type[C], values: dict[str, Any], where: str, overridden: list[str]) -> C:
     """Builds a config of what `read_values` returned.
 
     Raises:
         UserError: one sentence per wrong key, with what was found and what would be right.
     """
-    for key in _sections(RunConfig) & values.keys():
+    for key in _sections(model) & values.keys():
         if values[key] is None:  # a section whose keys are all commented out
             del values[key]
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain_mistakes(error, where, overridden)) from None
+        raise UserError(explain_mistakes(error, where, overridden, model)) from None
 
 
-def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+def read_values(
+    path: str | Path, overrides: Iterable[str] = (), folder: str = ""
+) -> tuple[dict[str, Any], str, list[str]]:
     """Reads a YAML file (or the name of a shipped one) and applies `a.b=c` overrides, without checking any key.
 
     Returns:
@@ -436,7 +456,7 @@ def read_values(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[s
     Raises:
         UserError: no such file, no YAML, or no mapping.
     """
-    text, where = _read(Path(path))
+    text, where = _read(Path(path), folder)
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -467,7 +487,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> tuple[str, str]:
+def _read(path: Path, folder: str) -> tuple[str, str]:
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a YAML config file was expected.")
     if path.exists():
@@ -475,12 +495,12 @@ def _read(path: Path) -> tuple[str, str]:
             return path.read_text(encoding="utf-8-sig"), str(path)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a text file, where a YAML config was expected.") from None
-    shipped = resources.files("dpsw_ray.configs")
+    shipped = resources.files("dpsw_ray.configs").joinpath(folder)
     names = sorted(
         entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
     )
     if str(path) in names or (
-        path.name.removesuffix(".yaml") in names and path.parent.name in ("", "configs")
+        path.name.removesuffix(".yaml") in names and path.parent.name in ("", folder or "configs")
     ):
         name = path.name.removesuffix(".yaml")
         return (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml (shipped)"

@@ -104,12 +104,12 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.exists():
             return False
-        stored = _stored(path)
+        stored = _stored(path, type(config))
         mine = yaml.safe_load(config.to_yaml())
         difference = _first_difference(stored, mine)
         if difference is None:
             return True
-        if _begun(self.path, stored):
+        if _begun(self.path, config.model_validate(stored)):
             key, there, here = difference
             raise UserError(
                 f"{self.path} holds another run ({key} is {there!r} there and {here!r} here): give another "
@@ -162,11 +162,11 @@ def _lock(path: Path) -> int:
     raise UserError(f"Another process is writing the run in {path}: wait for it, or give another --output.")
 
 
-def _stored(path: Path) -> dict[str, Any]:
+def _stored(path: Path, model: type[RunConfig]) -> dict[str, Any]:
     """The config of the run in a folder, with today's defaults for keys it did not know."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = RunConfig.model_validate(values)
+        config = model.model_validate(values)
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError):
         raise UserError(
             f"{path} cannot be read as the config of a run (damaged, or of another version): give another --output."
@@ -175,16 +175,18 @@ def _stored(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _begun(folder: Path, stored: Mapping[str, Any]) -> bool:
-    """Whether a run has paid for a release, or left results."""
-    if any((folder / name).exists() for name in ("release/manifest.json", *_OUTCOME)):
+def _begun(folder: Path, stored: RunConfig) -> bool:
+    """Whether a run has paid for a release, one of several perhaps, or left results."""
+    if any((folder / name).exists() for name in _OUTCOME) or any(folder.glob("release/**/manifest.json")):
         return True
-    try:
-        release_id = json.loads((folder / "release" / "pending.json").read_text())["release_id"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not stored.ledger_path.exists():
         return False
-    ledger = RunConfig.model_validate(stored).ledger_path
-    return ledger.exists() and Ledger(ledger).find_charge(str(release_id)) is not None
+    ledger = Ledger(stored.ledger_path)
+    for pending in folder.glob("release/**/pending.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if ledger.find_charge(str(json.loads(pending.read_text())["release_id"])) is not None:
+                return True
+    return False
 
 
 def _first_difference(

@@ -20,8 +20,8 @@ __all__ = ["describe_plan", "ledger_account", "make_plan", "planned"]
 def ledger_account(config: RunConfig) -> str:
     """The ledger's entry that a run charges: the data set's own, or one of its research accounts."""
     if config.privacy.publishable:
-        return config.data.account
-    return f"{config.data.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
+        return config.account
+    return f"{config.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
 
 
 def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, release_id: str) -> ReleasePlan:

@@ -23,7 +23,7 @@ from dpsw_ray.evaluation.pictures import (
     reconstructions_figure,
     slices_figure,
 )
-from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, render_report
+from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, ReportSection, render_report
 from dpsw_ray.files import write_bytes, write_json, write_text
 from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.plan import ledger_account
@@ -54,7 +54,11 @@ _RECONSTRUCTIONS = 12
 
 @dataclass(frozen=True)
 class Results:
-    """What the pipeline computed; nothing in it is private."""
+    """What the pipeline computed; nothing in it is private.
+
+    `mechanism` and `sections` are what the report says of a release that is not made from one table of records;
+    `trust` says who sees what during the run.
+    """
 
     config: RunConfig
     info: DatasetInfo
@@ -65,6 +69,9 @@ class Results:
     samples: tuple[NDArray[Any], NDArray[np.int32]]
     metrics: list[Metric]
     timings: dict[str, float]
+    mechanism: str | None = None
+    sections: Sequence[ReportSection] = ()
+    trust: str = "central"
 
 
 def release_manifest(
@@ -100,12 +107,13 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
     schema, names = results.encoder.schema, list(release.manifest["class_names"])
     total = ledger.total(ledger_account(config))
     facts = RunFacts(
-        dataset=config.data.account,
+        dataset=config.account,
         reproducible_noise=config.privacy.noise_seed is not None,
         research=config.privacy.research,
         ledger=total.dataset.name,
         total_epsilon=total.epsilon.upper,
         charges=total.charges,
+        trust=results.trust,
     )
     privacy = {
         **release.manifest["privacy"],
@@ -158,8 +166,9 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         config_yaml=config.to_yaml(),
         versions=_versions(),
         created=_now(),
-        mechanism=_MECHANISMS[config.release_kind],
+        mechanism=results.mechanism or _MECHANISMS[config.release_kind],
         encoder=encoder_section,
+        sections=results.sections,
     )
     write_text(folder / "report.html", render_report(context))
 

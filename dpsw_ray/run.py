@@ -43,14 +43,17 @@ from dpsw_ray.tracking import open_tracker
 
 __all__ = [
     "RunResult",
+    "Timings",
     "check_delta",
     "check_relation",
     "decode",
     "divided_data",
     "generate",
+    "measure",
     "move_points",
     "run",
     "spawn_shards",
+    "threads_per_actor",
     "train_encoder",
 ]
 
@@ -66,13 +69,14 @@ class RunResult:
 
 
 @dataclass
-class _Timings:
+class Timings:
     """Seconds by phase. Phases that touch private records are left out where their length would tell N."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str, *, tells_count: bool = False) -> Iterator[None]:
+        """Counts what runs inside, unless its length would tell N."""
         start = time.perf_counter()
         yield
         if not tells_count:
@@ -92,7 +96,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
     """
     progress = progress or Progress()
     path = resolve_output(config, output)
-    timings = _Timings()
+    timings = Timings()
     hidden = config.privacy.relation == "add_remove"
     with (
         RunFolder(config, path) as folder,
@@ -121,7 +125,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("decode"):
             samples = decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
-            metrics = _evaluate(config, data, flow, samples, encoder, progress)
+            metrics = measure(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
             _research(config, shards, flow, folder / "research" / "metrics.json", progress)
         results = Results(
@@ -244,7 +248,7 @@ def spawn_shards(config: RunConfig, cluster: Cluster, data: Dataset, encoder_dir
         "latents_key": key,
     }
     return cluster.spawn(
-        Shard, [{"rank": r, "threads": _threads(config), **shared} for r in range(cluster.size)]
+        Shard, [{"rank": r, "threads": threads_per_actor(config), **shared} for r in range(cluster.size)]
     )
 
 
@@ -311,7 +315,7 @@ def move_points(
             sphere=encoder.sphere,
             seed=seed,
             cluster=cluster,
-            threads=_threads(config),
+            threads=threads_per_actor(config),
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
             watch=watch,
@@ -359,7 +363,7 @@ def decode(
     return encoder.decode(flow.particles)[order], labels[order]
 
 
-def _evaluate(
+def measure(
     config: RunConfig,
     data: Dataset,
     flow: FlowResult,
@@ -367,6 +371,7 @@ def _evaluate(
     encoder: Encoder,
     progress: Progress,
 ) -> list[Metric]:
+    """The run's figures, from public and test records only."""
     fit = Metric(
         "sliced W2 to the release",
         flow.distances[-1],
@@ -422,7 +427,8 @@ def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:
     return report
 
 
-def _threads(config: RunConfig) -> int:
+def threads_per_actor(config: RunConfig) -> int:
+    """How many threads a worker may use."""
     if config.cluster.executor == "local":
         return torch.get_num_threads()  # the machine's, or what OMP_NUM_THREADS leaves to this process
     return max(1, int(config.cluster.cpus_per_actor))

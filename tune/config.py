@@ -139,7 +139,7 @@ class Base:
             put_value(values, "privacy.epsilon", epsilon)
         self._values = values
         try:
-            self.config = make_config(_copied(values), source, [])
+            self.config = make_config(RunConfig, _copied(values), source, [])
         except UserError as error:
             within = f" with `set` of {where}" if sweep.set else ""
             raise UserError(f"The base run{within}: {error}") from None
@@ -154,7 +154,7 @@ class Base:
         for key, value in point.items():
             put_value(values, key, value)
         try:
-            return make_config(values, "", [])
+            return make_config(RunConfig, values, "", [])
         except UserError as error:
             keys = ", ".join(f"{key}: {value}" for key, value in point.items())
             raise UserError(

@@ -20,7 +20,7 @@ from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import atomic_path, write_json
 from dpsw_ray.flow.particles import allocate
-from dpsw_ray.flow.solver import FlowResult
+from dpsw_ray.flow.solver import FlowResult, flow_steps
 from dpsw_ray.progress import Progress
 from dpsw_ray.release import Release
 from dpsw_ray.release.quantiles import Targets, denoise
@@ -141,7 +141,7 @@ def _made(task: Task, report: Callable[[int, float], None]) -> Outcome:
     blocks = np.repeat(np.arange(len(weights), dtype=np.int32), np.diff(offsets))
 
     def watch(step: int, particles: NDArray[np.float64]) -> None:
-        if task.every is not None and step % task.every == 0 and step < config.flow.steps:
+        if task.every is not None and step % task.every == 0 and step < flow_steps(config.flow, len(rounds)):
             look(step, particles, blocks)
             report(*curve[-1])
 

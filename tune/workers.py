@@ -20,6 +20,8 @@ from ray import tune as ray_tune
 
 from dpsw_ray.config import RunConfig
 from dpsw_ray.errors import UserError
+from dpsw_ray.flow.solver import flow_steps
+from dpsw_ray.release import Release
 from tune.plan import SweepPlan, SweepTrial
 from tune.prepare import Prepared
 from tune.trial import Outcome, Task, make_trial, read_outcome
@@ -187,10 +189,9 @@ def _scheduler(job: Job) -> Any:
 
     scheduler = job.plan.sweep.scheduler
     if scheduler.kind == "asha":
-        longest = max(
-            [job.plan.base.config.flow.steps]
-            + [int(v) for d in job.plan.space.distributions if d.key == "flow.steps" for v in d.values]
-        )
+        swept = [int(v) for d in job.plan.space.distributions if d.key == "flow.steps" for v in d.values]
+        rounds = max(Release.load(group.folder / "release").rounds for group in job.prepared.groups)
+        longest = max([flow_steps(job.plan.base.config.flow, rounds), *swept])
         return schedulers.ASHAScheduler(
             time_attr=_STEP,
             max_t=longest + 1,

@@ -154,7 +154,9 @@ def row_plan(law: Law, level: float, epochs: int = 2) -> RowPlan:
         drawn = iid_directions(rounds * directions, dim, "audit")
     grid = row_grid(level)
     drawn = drawn.reshape(rounds, directions, dim)
-    return RowPlan("audit", drawn, grid, grid.table, 1, False, level / LATTICE, "gaussian", epochs, law)
+    return RowPlan(
+        "audit", drawn, grid, grid.table, 1, False, level / LATTICE, "gaussian", epochs=epochs, law=law
+    )
 
 
 def _redrawn(plan: RowPlan, release_id: str) -> RowPlan:

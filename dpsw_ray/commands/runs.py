@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,11 @@ from dpsw_ray.commands.show import show
 from dpsw_ray.config import load_config
 from dpsw_ray.errors import UserError
 
-__all__ = ["flow", "generate", "plan"]
+if TYPE_CHECKING:
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.run import RunResult
+
+__all__ = ["flow", "generate", "plan", "report_result"]
 
 
 def flow(
@@ -28,13 +32,19 @@ def flow(
     stored already is used again and costs nothing.
     """
     from dpsw_ray.progress import Progress
-    from dpsw_ray.rounding import format_number
     from dpsw_ray.run import run
 
     progress = Progress(quiet=quiet)
-    result = run(load_config(config, set_), output, progress)
+    report_result(run(load_config(config, set_), output, progress), progress)
+
+
+def report_result(result: RunResult, progress: Progress) -> None:
+    """Prints figures, promise and places of a finished run."""
+    from dpsw_ray.rounding import format_number
+
     epsilon = format_number(result.privacy["epsilon"]["upper"], 5, ROUND_CEILING)
-    promise = f"epsilon {epsilon} at delta {result.privacy['delta']:g}, {result.privacy['relation']}"
+    unit = "" if result.privacy["unit"] == "record" else f" of one {result.privacy['unit']}"
+    promise = f"epsilon {epsilon} at delta {result.privacy['delta']:g}, {result.privacy['relation']}{unit}"
     progress.say("")
     for metric in result.metrics:
         beside = "".join(f", {name} {value:.4g}" for name, value in metric.baselines.items())

@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = ["curve_figure", "image_grid", "losses_figure", "reconstructions_figure", "slices_figure"]
+__all__ = [
+    "curve_figure",
+    "figure_png",
+    "image_grid",
+    "losses_figure",
+    "reconstructions_figure",
+    "slices_figure",
+]
 
 RELEASED, PARTICLES = "#1f4e79", "#d9822b"
 DPI = 100
@@ -61,7 +68,7 @@ def image_grid(
     axes.tick_params(left=False)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def reconstructions_figure(
@@ -109,7 +116,7 @@ def slices_figure(
     panels[0].stairs([], [0], color=RELEASED, label="released")
     panels[0].stairs([], [0], fill=True, color=PARTICLES, alpha=0.45, label="particles")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def curve_figure(
@@ -130,7 +137,7 @@ def curve_figure(
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def losses_figure(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -159,10 +166,11 @@ def losses_figure(history: Sequence[Mapping[str, float]]) -> bytes:
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

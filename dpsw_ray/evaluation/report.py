@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dpsw_ray.rounding import format_number
 
-__all__ = ["EncoderSection", "Metric", "ReportContext", "render_report"]
+__all__ = ["EncoderSection", "Metric", "ReportContext", "ReportSection", "render_report"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,25 @@ class EncoderSection:
 
 
 @dataclass(frozen=True)
+class ReportSection:
+    """A section that only some runs have.
+
+    Args:
+        title: its heading.
+        text: what it shows, in a sentence.
+        facts: name -> value.
+        table: rows under a heading each, all of the same keys.
+        picture_png: or None.
+    """
+
+    title: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    table: Sequence[Mapping[str, Any]] = ()
+    picture_png: bytes | None = None
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """All that the page shows; nothing in it may come from private records but through the release.
 
@@ -73,6 +92,7 @@ class ReportContext:
         versions: library -> version.
         created: when, as text.
         encoder: the encoder's training, or None where nothing was trained.
+        sections: what only some runs have to show.
         mechanism: what was released, in a sentence.
     """
 
@@ -91,6 +111,7 @@ class ReportContext:
     created: str
     mechanism: str
     encoder: EncoderSection | None = None
+    sections: Sequence[ReportSection] = ()
 
 
 def render_report(context: ReportContext) -> str:

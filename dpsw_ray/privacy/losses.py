@@ -169,11 +169,13 @@ class Skellam(Loss):
         sensitivity_sq: squared L2 sensitivity, whole.
         sensitivity_l1: L1 sensitivity, whole.
         variance: of the noise in all, per coordinate.
+        cells: coordinates that a neighbour may change, at most; 0 where it is not known.
     """
 
     sensitivity_sq: int
     sensitivity_l1: int
     variance: float
+    cells: int = 0
 
     def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
         """The paper's bound at whole orders; see `between_whole_orders`."""

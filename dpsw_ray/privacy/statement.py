@@ -85,6 +85,7 @@ class RunFacts:
         ledger: name of the account that was charged.
         total_epsilon: upper bound of all charges to it.
         charges: how many there are.
+        trust: who sees what during the run: `central`, `distributed` or `local` (federated runs).
     """
 
     dataset: str
@@ -93,6 +94,7 @@ class RunFacts:
     ledger: str
     total_epsilon: float
     charges: int
+    trust: str = "central"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def state(privacy: Mapping[str, Any], facts: RunFacts) -> Statement:
         )
     return Statement(
         protects=_protects(privacy, facts),
-        against=_against(),
+        against=_against(privacy, facts),
         promise=_promise(privacy, facts),
         not_covered=_not_covered(privacy, facts),
         counted_by=_counted_by(privacy),
@@ -153,15 +155,25 @@ def _protects(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     )
 
 
-def _against() -> tuple[str, ...]:
+_DURING = {
+    "record": "During the run, the driver and its logs see masked sums and the noisy total. The masks hold against a "
+    "driver that is curious but runs this program, not against one that was changed.",
+    "central": "During the run, the server is trusted: it adds the users' messages up and then adds the noise. Nothing "
+    "without noise leaves it.",
+    "distributed": "The server too, during the run, as long as it follows the protocol and no more users work together "
+    "than were allowed for: it sees who takes part, and of their messages the noisy sum only.",
+    "local": "The server too, whatever it does during the run: every message is noisy when it leaves its device.",
+}
+
+
+def _against(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     return (
         "Whoever sees the release, the synthetic data, this statement, or anything made from them: any number of "
         "samples, any later computation.",
         "It holds whatever they know besides: the method, its code, the config, the public seeds, all other records.",
         "They may compute what they like, short of breaking the cryptographic generators that noise and masks come "
         "from.",
-        "During the run, the driver and its logs see masked sums and the noisy total. The masks hold against a driver "
-        "that is curious but runs this program, not against one that was changed.",
+        _DURING["record" if privacy["unit"] == "record" else facts.trust],
     )
 
 

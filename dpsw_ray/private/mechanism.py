@@ -106,7 +106,7 @@ def restore_secret(secret: bytes, plan: ReleasePlan) -> NoiseSecret:
     Raises:
         ValueError: they are of another length than the plan's secret.
     """
-    if plan.noise == "gaussian":
+    if plan.noise != "discrete_gaussian":
         return NoiseKey(secret)
     table = NoiseTable(secret)
     if table.cells().size != math.prod(plan.cells):
@@ -114,7 +114,7 @@ def restore_secret(secret: bytes, plan: ReleasePlan) -> NoiseSecret:
     return table
 
 
-def noise(secret: NoiseSecret, plan: HistogramPlan) -> NDArray[np.int64]:
+def noise(secret: NoiseSecret, plan: ReleasePlan) -> NDArray[np.int64]:
     """The release's noise, indexed by cell: the same secret and plan give the same bits on every retry.
 
     Returns:

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from dpsw_ray.privacy.calibration import calibrate_histogram_noise, calibrate_no
 from dpsw_ray.privacy.discrete import MAX_DRAWN
 from dpsw_ray.privacy.events import Event, NoiseKind, SampledGaussianEvent, SlicedHistogramEvent
 from dpsw_ray.privacy.noise import MAX_STD
-from dpsw_ray.privacy.relations import Relation
+from dpsw_ray.privacy.relations import Relation, Unit
 from dpsw_ray.slicing.directions import haar_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
@@ -45,6 +45,7 @@ class ReleasePlan(ABC):
         noise_std: standard deviation of the noise, in lattice units; of the discrete Gaussian it is the parameter
             sigma, which is what is charged.
         noise: how it is sampled.
+        unit: whose contribution is bounded.
     """
 
     release_id: str
@@ -54,7 +55,8 @@ class ReleasePlan(ABC):
     classes: int
     class_conditional: bool
     noise_std: float
-    noise: NoiseKind = "gaussian"
+    noise: NoiseKind | Literal["skellam"] = "gaussian"
+    unit: Unit = "record"
 
     @property
     @abstractmethod
@@ -77,13 +79,17 @@ class ReleasePlan(ABC):
         cuts = np.linspace(0, len(self.directions), self.messages + 1).astype(int)
         return slice(int(cuts[message]), int(cuts[message + 1]))
 
+    def counts(self, totals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The released counts, `SCALE` for each unit, that the added-up messages stand for."""
+        return totals
+
     def digest(self) -> str:
         """Hash of everything that decides the release's numbers apart from the data and the noise secret.
 
         The random `release_id` is not in it: under `noise_seed` the same plan must give the same bits.
         """
         h = hashlib.sha256()
-        own = (type(self).__name__, self.grid, self.cells, self.class_conditional, self.noise)
+        own = (type(self).__name__, self.grid, self.cells, self.class_conditional, self.noise, self.unit)
         for part in (*own, self.noise_std.hex(), *self._more()):
             h.update(repr(part).encode() + b"\0")
         h.update(np.ascontiguousarray(self.directions).tobytes())
@@ -118,6 +124,7 @@ class HistogramPlan(ReleasePlan):
         delta: float,
         seed: int,
         noise: NoiseKind = "gaussian",
+        unit: Unit = "record",
     ) -> Self:
         """Draws the directions from the public seed and calibrates the noise to (epsilon, delta)."""
         directions = haar_frames(frames, dim, seed)
@@ -133,6 +140,7 @@ class HistogramPlan(ReleasePlan):
             class_conditional,
             checked_std(std, SCALE, epsilon, len(directions)),
             noise,
+            unit,
         )
         if noise == "discrete_gaussian" and math.prod(plan.cells) > MAX_DRAWN:
             raise UserError(
@@ -144,11 +152,13 @@ class HistogramPlan(ReleasePlan):
     @property
     def event(self) -> SlicedHistogramEvent:
         """What the release costs: its sensitivity is computed from the integer rows in use."""
+        assert self.noise != "skellam"
         return SlicedHistogramEvent(
             directions=self.directions.shape[1],
             row_norm_sq=self._row_norm_sq,
             noise_std=self.noise_std,
             noise=self.noise,
+            unit=self.unit,
         )
 
     @property
@@ -196,7 +206,7 @@ class SampledHistogramPlan(ReleasePlan):
             class_conditional,
             checked_std(std, SCALE, epsilon, frames * dim),
             "gaussian",
-            rate,
+            rate=rate,
         )
 
     @property

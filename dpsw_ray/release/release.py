@@ -57,9 +57,11 @@ class Release:
 
     @classmethod
     def from_plan(cls, plan: ReleasePlan, counts: NDArray[np.int64], manifest: Mapping[str, Any]) -> Release:
-        """Builds the release that a plan's noisy total makes."""
+        """Builds the release that a plan's noisy totals make."""
         cell_noise = 0.0 if isinstance(plan, RowPlan) else plan.noise_std
-        return cls(plan.directions.copy(), counts, plan.table.copy(), plan.grid, cell_noise, manifest)
+        return cls(
+            plan.directions.copy(), plan.counts(counts), plan.table.copy(), plan.grid, cell_noise, manifest
+        )
 
     @property
     def rounds(self) -> int:

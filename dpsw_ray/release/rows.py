@@ -90,7 +90,7 @@ class RowPlan(ReleasePlan):
         _check_rounding(drawn, law)
         grid = row_grid(level)
         std = checked_std(level / LATTICE, 1 / LATTICE, epsilon, directions)
-        return cls(release_id, drawn, grid, grid.table, 1, False, std, "gaussian", epochs, law)
+        return cls(release_id, drawn, grid, grid.table, 1, False, std, epochs=epochs, law=law)
 
     @property
     def event(self) -> Event:

@@ -1,4 +1,4 @@
-"""The closed form: Gaussian mechanisms, and Gaussian mechanisms given public random directions."""
+"""The closed form: Gaussian mechanisms, also given public random directions, and what is nearly Gaussian."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections import Counter
 
 from dpsw_ray.privacy.accountants.base import Accountant, gaussian_part
 from dpsw_ray.privacy.gaussian import EpsilonBounds, gaussian_epsilon
-from dpsw_ray.privacy.losses import Cost, Gaussian, SlicedGaussian
+from dpsw_ray.privacy.losses import Cost, Gaussian, Skellam, SlicedGaussian
 from dpsw_ray.privacy.mixture import GaussianMixture, mixture
+from dpsw_ray.privacy.near_gaussian import near_gaussian_epsilon
 
 __all__ = ["GaussianAccountant"]
 
@@ -19,20 +20,25 @@ _TAIL = 1e-4
 class GaussianAccountant(Accountant):
     """The analytic Gaussian formula, averaged over random directions where there are any.
 
-    See `dpsw_ray.privacy.gaussian` and `dpsw_ray.privacy.mixture`.
+    See `dpsw_ray.privacy.gaussian` and `dpsw_ray.privacy.mixture`; for Skellam noise `dpsw_ray.privacy.near_gaussian`.
     """
 
     name = "analytic Gaussian"
 
     def applies(self, cost: Cost) -> bool:
-        """True for Gaussian and sliced Gaussian losses."""
-        return all(isinstance(loss, Gaussian | SlicedGaussian) for loss in cost)
+        """True for Gaussian losses with sliced Gaussian ones, or with Skellam ones whose cells are known."""
+        others = [loss for loss in cost if not isinstance(loss, Gaussian)]
+        return all(isinstance(loss, SlicedGaussian) for loss in others) or all(
+            isinstance(loss, Skellam) and loss.cells for loss in others
+        )
 
     def cost_epsilon(self, cost: Cost, delta: float) -> EpsilonBounds:
         """Epsilon by the formula; bounds include rounding and what is unknown of the directions' law."""
         mu, rest = gaussian_part(cost)
         if not rest or mu == math.inf:
             return gaussian_epsilon(mu, delta)
+        if noises := [(loss, times) for loss, times in rest.items() if isinstance(loss, Skellam)]:
+            return near_gaussian_epsilon(mu**2, noises, delta)
         return conditional(cost, _TAIL * delta).epsilon(delta)
 
 

@@ -95,6 +95,7 @@ class SkellamEvent(Event, kind="skellam"):
         sensitivity_sq: squared L2 sensitivity, whole, under each relation the mechanism has a meaning for.
         sensitivity_l1: L1 sensitivity, whole, under the same relations.
         variance: of the whole noise on one coordinate; 0 for none.
+        cells: coordinates; with them the noise is compared with a Gaussian's (`dpsw_ray.privacy.near_gaussian`).
         unit: what neighbouring data sets differ in.
     """
 
@@ -102,11 +103,14 @@ class SkellamEvent(Event, kind="skellam"):
     sensitivity_sq: Mapping[Relation, int] = field(hash=False)
     sensitivity_l1: Mapping[Relation, int] = field(hash=False)
     variance: float
+    cells: int | None = None
     unit: Unit = "record"
 
     def __post_init__(self) -> None:
         check_by_relation(self, "sensitivity_sq", int)
         check_by_relation(self, "sensitivity_l1", int)
+        if self.cells is not None:
+            check_whole(self, "cells")
         if self.sensitivity_sq.keys() != self.sensitivity_l1.keys():
             raise UserError(
                 f"{self.label}: sensitivity_sq and sensitivity_l1 must be given under the same relations."
@@ -125,7 +129,7 @@ class SkellamEvent(Event, kind="skellam"):
         squared = stated(self.sensitivity_sq, relation, self.label)
         if squared == 0 or self.variance == 0:
             return gaussian_cost(math.sqrt(squared), self.variance)
-        return one_loss(Skellam(squared, self.sensitivity_l1[relation], self.variance))
+        return one_loss(Skellam(squared, self.sensitivity_l1[relation], self.variance, self.cells or 0))
 
 
 @dataclass(frozen=True)

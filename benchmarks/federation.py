@@ -1,0 +1,154 @@
+"""One round of a federated run at scale: users a second, memory, and one actor against two.
+
+    python benchmarks/federation.py --json federated.json
+    python benchmarks/federation.py --million --json federated.json
+
+Users hold 20 generated records each, in dimension 8, and send smoothed histograms over 256 directions, under trust
+`distributed`. The work is what a round does on the private side: every user's message made, bounded, checked and added
+up, the survivors' noise, and the masks between workers. Starting Ray and generating the users are shown, and are not
+part of it. Memory is the sum over driver and workers of what is theirs alone (proportional set size).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import finish, parser, show
+
+from dpsw_ray.cluster import open_cluster
+from dpsw_ray.private.masking import unmask
+from dpsw_ray.progress import Progress
+from dpsw_ray.run import train_encoder
+from federated.cohort import Cohort
+from federated.config import load_federated
+from federated.data import population_data
+from federated.plan import round_plan
+from federated.run import spawn_users
+
+CONFIG = Path(__file__).parents[1] / "configs" / "federated" / "million.yaml"
+
+
+def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
+    """Seconds of a round, and what came out."""
+    config = load_federated(
+        CONFIG,
+        (
+            f"population.users={users}",
+            f"cluster.actors={actors}",
+            f"release.class_conditional={str(conditional).lower()}",
+            f"paths.home={home}",
+            "privacy.noise_seed=0",
+            "privacy.delta=1e-7",
+        ),
+    )
+    start = time.perf_counter()
+    with open_cluster(config.cluster) as cluster:
+        started = time.perf_counter() - start
+        data, _ = population_data(config, cluster, Progress(quiet=True))
+        encoder = train_encoder(config, data, home / f"encoder-{users}", Progress(quiet=True))
+        shards = spawn_users(config, cluster, data, home / f"encoder-{users}", users)
+        start = time.perf_counter()
+        for step in ("encode", "arrange", "fill", "finish"):
+            shards.call(step)
+        prepared = time.perf_counter() - start
+        cohort = Cohort.of(config, users, 0)
+        plan = round_plan(config, encoder.latent_dim, len(data.info.classes), users, cohort, "benchmark")
+        seconds, total = [], np.zeros(0)
+        for _ in range(repeat + 1):  # the first loads compiled code
+            start = time.perf_counter()
+            publics = shards.call("announce")
+            total = unmask(shards.call("contribute", (plan, 0, publics, 0)))
+            seconds.append(time.perf_counter() - start)
+        memory = sum(_proportional_mib(pid) for pid in _family(os.getpid()))
+        return {
+            "users": users,
+            "actors": actors,
+            "class_conditional": conditional,
+            "cells": int(np.prod(plan.cells)),
+            "start_s": started,
+            "prepare_s": prepared,
+            "first_s": seconds[0],
+            "round_s": min(seconds[1:]),
+            "all_s": seconds[1:],
+            "users_per_s": users / min(seconds[1:]),
+            "memory_mib": memory,
+            "digest": hash(plan.counts(total).tobytes()),
+        }
+
+
+def _family(root: int) -> list[int]:
+    """This process and its descendants, where /proc tells them; workers of a Ray that we started are among them."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+        except (OSError, ValueError):
+            continue
+    family, grown = {root}, True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in family} - family
+        grown = bool(more)
+        family |= more
+    return sorted(family)
+
+
+def _proportional_mib(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    # Pages of the memory-mapped users can be dropped at any time: they are the disk's cache, not memory in use.
+    return (sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0)) / 1024
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--million", action="store_true", help="also a million users (0.8 GB on disk)")
+    options.add_argument("--repeat", type=int, default=3, help="rounds of each; the fastest counts")
+    arguments = options.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    users = 5_000 if arguments.quick else 100_000
+    cases = [(users, actors, conditional) for conditional in (False, True) for actors in (1, 2)]
+    if arguments.million:
+        cases.append((1_000_000, 2, False))
+    with tempfile.TemporaryDirectory(prefix="dpsw-federated-") as home:
+        os.environ["DPSW_HOME"] = home
+        results = [once(Path(home), *case, arguments.repeat) for case in cases]
+    show(
+        "One round, 20 records a user, d = 8, 256 directions of 32 bins: seconds",
+        ["users", "actors", "classes", "round", "users/s", "memory, MiB", "first", "prepare", "Ray"],
+        [
+            [
+                f"{r['users']:,}",
+                str(r["actors"]),
+                "10" if r["class_conditional"] else "1",
+                f"{r['round_s']:.2f}",
+                f"{r['users_per_s']:,.0f}",
+                f"{r['memory_mib']:,.0f}",
+                f"{r['first_s']:.2f}",
+                f"{r['prepare_s']:.1f}",
+                f"{r['start_s']:.1f}",
+            ]
+            for r in results
+        ],
+    )
+    pairs = list(zip(results[0:4:2], results[1:4:2], strict=True))
+    for one, two in pairs:
+        kind = "10 classes" if one["class_conditional"] else "1 class"
+        print(f"{kind}: two actors are {one['round_s'] / two['round_s']:.2f} times as fast as one")
+    same = all(one.pop("digest") == two.pop("digest") for one, two in pairs)
+    for result in results[4:]:
+        result.pop("digest")
+    print(f"Sums bit-identical for one and two actors: {'yes' if same else 'NO'}")
+    finish(arguments, {"rounds": results, "bit_identical": same})
+
+
+if __name__ == "__main__":
+    main()

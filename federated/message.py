@@ -1,0 +1,112 @@
+"""One user's message, and the server's step: the interface that any federated release is made of.
+
+Statement
+    Relations: `replace_one`, `zero_out`. Unit: user.
+    Bound: a user's message is the average of its records' bin vectors, rounded down cell by cell. By convexity its
+        norm in each direction is at most that of one row of the table, however many records it has; so a message of
+        non-negative integers with sum at most 2^precision and squared norm at most `row_norm_sq` in each direction
+        is all that the server takes, and the check is on the integers that are sent.
+    Sensitivity (L2, squared): K * row_norm_sq for `zero_out`, twice that for `replace_one`; (L1) K * 2^precision, or
+        twice that.
+
+Whoever is not in the right form is refused and counted, never mended: what a wrong message meant nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.slicing.histogram import add_histograms
+
+__all__ = ["MessageForm", "Tampering", "refusal", "tampered", "user_message"]
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    """What a message must look like.
+
+    Attributes:
+        shape: [C, K, bins].
+        row_norm_sq: largest squared L2 norm over the cells of one direction, all classes together.
+        mass: largest sum over them.
+    """
+
+    shape: tuple[int, int, int]
+    row_norm_sq: int
+    mass: int
+
+
+def user_message(
+    latents: NDArray[np.float64],
+    blocks: NDArray[np.int32],
+    directions: NDArray[np.float64],
+    grid: BinGrid,
+    kernel: NDArray[np.int64],
+    classes: int,
+    *,
+    full_weight_at: int = 1,
+    precision: int = 16,
+) -> NDArray[np.int64]:
+    """What one user sends: a function of its records alone.
+
+    Args:
+        latents: array of size [n, d], bounded and on the lattice; perhaps none.
+        blocks: array of size [n], the cell block of each record; negative: does not count.
+        directions: array of size [K, d].
+        grid: bins and smoothing.
+        kernel: the integer rows in use.
+        classes: C.
+        full_weight_at: users with fewer records that count weigh less; nobody weighs more than one.
+        precision: bits of a user's whole mass.
+
+    Returns:
+        Array of size [C, K, bins], non-negative.
+    """
+    sums = np.zeros((classes, len(directions), grid.bins), dtype=np.int64)
+    add_histograms(latents, blocks.astype(np.int32), directions, grid, kernel, sums)
+    counted = int((blocks >= 0).sum())
+    return sums // (max(counted, full_weight_at, 1) << (16 - precision))
+
+
+def refusal(message: Any, form: MessageForm) -> str | None:
+    """Why a message is refused, or None for one in the right form."""
+    if not isinstance(message, np.ndarray) or message.shape != form.shape:
+        return "shape"
+    if message.dtype.kind == "f" and not np.isfinite(message).all():
+        return "not finite"
+    if message.dtype.kind not in "iu":
+        return "not whole numbers"
+    if message.dtype.kind == "i" and (message < 0).any():
+        return "negative"
+    if (message > form.mass).any():  # before any product: what follows then fits 64 bits
+        return "too large"
+    whole = message.astype(np.int64)
+    if (whole.sum(axis=(0, 2)) > form.mass).any() or ((whole**2).sum(axis=(0, 2)) > form.row_norm_sq).any():
+        return "too large"
+    return None
+
+
+Tampering = int
+"""One of the ways in which a simulated message is wrong, 0 to 5."""
+
+
+def tampered(message: NDArray[np.int64], how: Tampering) -> NDArray[Any]:
+    """The message as a broken or dishonest device would send it."""
+    match how % 6:
+        case 0:
+            return message * 1000 + 1000  # to weigh more than others
+        case 1:
+            return -message - 1
+        case 2:
+            return np.full(message.shape, np.nan)
+        case 3:
+            return message[:, :-1]
+        case 4:
+            return np.full(message.shape, 2**62, dtype=np.int64)  # whose squares would wrap around
+        case _:
+            return message.astype(np.float64) + 0.5

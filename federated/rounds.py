@@ -1,0 +1,285 @@
+"""The rounds of a federated run, on the driver: who answers, what it costs, and when to stop.
+
+    asked, away, late   simulated, by public seeds
+    refused             messages in the wrong form, looked at before anything is added up
+    below the threshold the round is aborted: nothing was unmasked, nothing is charged
+    charged             with the number of survivors as it was; where that would pass the budget, the run stops before
+    released            by the protocol of the main job: charge, sum, write, commit
+
+Every released round is a release in a folder of its own, which is the checkpoint: whoever starts again reads the stored
+ones back, and the one that was begun is repeated bit for bit or charged anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dpsw_ray.cluster import WorkerGroup
+from dpsw_ray.data.split import DatasetInfo
+from dpsw_ray.encoders import Encoder
+from dpsw_ray.errors import UserError
+from dpsw_ray.files import write_json
+from dpsw_ray.plan import ledger_account
+from dpsw_ray.privacy.accountants import account, bound
+from dpsw_ray.privacy.events import Event
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.protocol import release_once
+from dpsw_ray.progress import Progress
+from dpsw_ray.publish import release_manifest
+from dpsw_ray.release import Release
+from federated.cohort import Cohort
+from federated.config import FederatedConfig
+from federated.plan import RoundPlan, UserPlan, needed_survivors, round_plan
+from federated.traffic import RoundTraffic, round_traffic
+
+__all__ = ["BudgetSpent", "RoundRecord", "Rounds", "merged", "run_rounds"]
+
+_FOLLOWED = 25  # rounds whose epsilon so far is worked out one by one
+
+
+class BudgetSpent(UserError):
+    """The next round would bring the run above its epsilon."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What may be told of a round: nothing in it depends on a record.
+
+    Attributes:
+        number: from 0.
+        outcome: `released`, `aborted` (below the threshold) or `stopped` (before it would pass the budget).
+        asked: users that were asked; under a secret sample, those that could have been in it.
+        away: of them, did not answer.
+        late: of them, answered after the deadline, and were refused.
+        refused: messages in the wrong form.
+        survivors: messages that counted.
+        threshold: survivors that were needed.
+        epsilon: of this run's charges so far, or None where it was not worked out.
+        seconds: simulated time.
+        up: bytes that a user sends.
+        down: bytes that a user gets.
+    """
+
+    number: int
+    outcome: str
+    asked: int
+    away: int
+    late: int
+    refused: int
+    survivors: int
+    threshold: int
+    epsilon: float | None
+    seconds: float
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """All of a run's rounds.
+
+    Attributes:
+        releases: of the released rounds, in order.
+        records: of all rounds that were begun.
+        refused: reasons for which messages were refused, and how often.
+        traffic: of a round.
+        plan: of the last released round.
+    """
+
+    releases: tuple[Release, ...]
+    records: tuple[RoundRecord, ...]
+    refused: dict[str, int]
+    traffic: RoundTraffic
+    plan: RoundPlan = field(repr=False)
+
+
+def run_rounds(
+    config: FederatedConfig,
+    shards: WorkerGroup,
+    folder: Path,
+    ledger: Ledger,
+    info: DatasetInfo,
+    encoder: Encoder,
+    users: int,
+    progress: Progress,
+) -> Rounds:
+    """Makes the rounds of a run, or reads those back that are there.
+
+    Args:
+        config: the run.
+        shards: `UserShard`s, users in place.
+        folder: `release/` of the run's folder.
+        ledger: who is charged.
+        info: what is public of the data.
+        encoder: of the run.
+        users: in the population.
+        progress: where to report.
+
+    Raises:
+        UserError: no round could be released.
+    """
+    run = _Run(config, shards, folder, ledger, info, encoder, users)
+    threshold = needed_survivors(config, users)
+    releases: list[Release] = []
+    records: list[RoundRecord] = []
+    refused: Counter[str] = Counter()
+    traffic: RoundTraffic | None = None
+    last: RoundPlan | None = None
+    events: list[Event] = []
+    with progress.task("Rounds: charge, sum, noise", config.rounds) as task:
+        for number in range(config.rounds):
+            cohort = Cohort.of(config, users, number)
+            plan = run.plan(
+                cohort, "check"
+            )  # before the start: what cannot be is refused before anything is charged
+            wrong = run.inspect(plan)
+            survivors = int(cohort.survivors().sum())
+            outcome = "released" if survivors >= threshold else "aborted"
+            if outcome == "released":
+                try:
+                    release = run.release(cohort, number)
+                except BudgetSpent:
+                    outcome = "stopped"
+                else:
+                    releases.append(release)
+                    last = plan
+                    events.append(plan.event)
+            asked = cohort.asked()
+            traffic = round_traffic(plan, config.secagg.neighbours, int(asked.sum()))
+            followed = number < _FOLLOWED or number == config.rounds - 1
+            epsilon = _epsilon(config, events) if followed and events else None
+            record = RoundRecord(
+                number, outcome, int(asked.sum()), int((asked & cohort.away()).sum()),
+                int((asked & ~cohort.away() & cohort.late()).sum()), sum(wrong.values()), survivors, threshold,
+                epsilon, cohort.duration_s(), traffic.up, traffic.down,
+            )  # fmt: skip
+            records.append(record)
+            refused.update(wrong)
+            write_json(folder / "rounds.json", [dataclasses.asdict(record) for record in records])
+            task.advance(1, f"{survivors:,} users, {outcome}")
+            if outcome == "stopped":
+                break
+    if not releases or last is None or traffic is None:
+        raise UserError(_nothing(records, threshold))
+    return Rounds(tuple(releases), tuple(records), dict(refused), traffic, last)
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: FederatedConfig
+    shards: WorkerGroup
+    folder: Path
+    ledger: Ledger
+    info: DatasetInfo
+    encoder: Encoder
+    users: int
+
+    def plan(self, cohort: Cohort, release_id: str) -> RoundPlan:
+        return round_plan(
+            self.config, self.encoder.latent_dim, len(self.info.classes), self.users, cohort, release_id
+        )
+
+    def inspect(self, plan: RoundPlan) -> dict[str, int]:
+        if not isinstance(plan, UserPlan) or not plan.cohort.malformed:
+            return {}
+        found: Counter[str] = Counter()
+        for part in self.shards.call("inspect", (plan,), retry=True):
+            found.update(part)
+        return dict(found)
+
+    def release(self, cohort: Cohort, number: int) -> Release:
+        """The stored round, or a new one, unless it would pass the budget."""
+        name, run_id = ledger_account(self.config), self._run_id()
+
+        def make_plan(release_id: str) -> RoundPlan:
+            plan = self.plan(cohort, release_id)
+            if self.ledger.find_charge(release_id) is None:  # it is going to be charged
+                spent = [
+                    event
+                    for entry in self.ledger.entries(name)
+                    if entry.run_id == run_id
+                    for event in entry.events
+                ]
+                if not _fits(self.config, spent, plan.event):
+                    raise BudgetSpent(
+                        f"Round {number + 1} would bring this run above privacy.epsilon "
+                        f"{self.config.privacy.epsilon:g}."
+                    )
+            return plan
+
+        return release_once(
+            self.shards,
+            make_plan,
+            self.folder / "rounds" / f"{number:04d}",
+            ledger=self.ledger,
+            account=name,
+            run_id=run_id,
+            noise_seed=self.config.privacy.noise_seed,
+            manifest=lambda plan: release_manifest(self.config, plan, self.info, self.encoder, self.ledger),
+        )
+
+    def _run_id(self) -> str:
+        """The run's name and a random part, so that its charges are told from those of other runs of that name."""
+        path = self.folder / "run.json"
+        if not path.exists():
+            write_json(path, {"run_id": f"{self.config.name} {secrets.token_hex(4)}"})
+        return str(json.loads(path.read_text())["run_id"])
+
+
+def _fits(config: FederatedConfig, spent: Sequence[Event], event: Event) -> bool:
+    if len(spent) < config.rounds and config.trust == "central" and all(e == event for e in spent):
+        return True  # what the noise was calibrated for
+    limit = config.privacy.epsilon * (1 + 1e-9)
+    return bound([*spent, event], config.privacy.relation, config.privacy.delta).epsilon.upper <= limit
+
+
+def _epsilon(config: FederatedConfig, events: Sequence[Event]) -> float:
+    return bound(events, config.privacy.relation, config.privacy.delta).epsilon.upper
+
+
+def _nothing(records: Sequence[RoundRecord], threshold: int) -> str:
+    aborted = [record for record in records if record.outcome == "aborted"]
+    if aborted:
+        best = max(record.survivors for record in aborted)
+        return (
+            f"No round was released: at most {best:,} users answered, and {threshold:,} are needed "
+            "(secagg.threshold); nothing was unmasked, nothing was charged for these rounds."
+        )
+    return (
+        "No round was released: what this run was charged for before it was interrupted leaves no room under "
+        "privacy.epsilon; give another --output for a run of its own."
+    )
+
+
+def merged(rounds: Rounds, config: FederatedConfig, ledger: Ledger) -> Release:
+    """One release of all rounds, whose account is that of all of them together."""
+    releases, p = rounds.releases, config.privacy
+    events: list[Event] = []
+    for release in releases:
+        entry = ledger.find_charge(str(release.manifest["release_id"]))
+        assert entry is not None, "release_once found it charged"
+        events += entry.events
+    noise = float(np.sqrt(np.mean([release.cell_noise**2 for release in releases])))
+    manifest = {
+        **releases[-1].manifest,
+        "privacy": account(events, p.relation, p.delta).to_dict(),
+        "trust": config.trust,
+        "survivors": [record.survivors for record in rounds.records if record.outcome == "released"],
+        "round_ids": [release.manifest["release_id"] for release in releases],
+    }
+    return Release(
+        np.concatenate([release.directions for release in releases]),
+        np.concatenate([release.counts for release in releases]),
+        releases[0].kernel,
+        releases[0].grid,
+        noise,
+        manifest,
+    )

@@ -1,0 +1,407 @@
+"""Whole federated runs: exact sums, the same bits for any number of actors, interruptions, thresholds, budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from federated_support import DIGITS, SMALL, shards_of, small
+from support import RecordingCluster
+
+import federated.run as pipeline
+from dpsw_ray.cluster import open_cluster
+from dpsw_ray.errors import UserError
+from dpsw_ray.files import read_arrow
+from dpsw_ray.plan import ledger_account
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.noise import NoiseKey
+from dpsw_ray.private.masking import unmask
+from dpsw_ray.progress import Progress
+from dpsw_ray.release import Release
+from dpsw_ray.slicing.directions import LATTICE
+from federated.cohort import Cohort
+from federated.config import FederatedConfig
+from federated.message import user_message
+from federated.plan import UserPlan, round_plan
+from federated.run import run_federated
+from federated.shares import skellam
+from federated.worker import UserShard
+
+QUIET = Progress(quiet=True)
+
+
+def particles(folder: Path) -> bytes:
+    column = read_arrow(folder / "particles.arrow").column("latent").combine_chunks()
+    return bytes(column.flatten().to_numpy().tobytes())
+
+
+def charges(config: FederatedConfig) -> int:
+    ledger = Ledger(config.ledger_path)
+    names = [entry.name for entry in ledger.datasets()]
+    return len(ledger.entries(ledger_account(config))) if ledger_account(config) in names else 0
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records, latents and encoders of this module; ledgers are each test's own."""
+    return tmp_path_factory.mktemp("federated")
+
+
+def run_of(home: Path, folder: Path, *overrides: str) -> FederatedConfig:
+    return small(home, f"paths.ledger={folder}/ledger.sqlite", *overrides)
+
+
+def plain_sum(shard: UserShard, plan: UserPlan) -> np.ndarray:
+    """All survivors' messages, made one by one and added up: PRIVATE."""
+    total = np.zeros(plan.cells[1:], np.int64)
+    for user in np.flatnonzero(plan.cohort.survivors()):
+        latents, blocks = shard._records(plan, int(user))
+        total += user_message(
+            latents, blocks, plan.directions[0], plan.grid, plan.table, plan.classes,
+            full_weight_at=plan.full_weight_at, precision=plan.precision,
+        )  # fmt: skip
+    return total
+
+
+@pytest.mark.parametrize("partition", ["iid", "shards", "dirichlet", "power_law"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["trust=central"],
+        ["trust=central", "dropout.rate=0.4"],
+        ["trust=distributed", "secagg.threshold=0.3", "dropout.rate=0.3", "stragglers.deadline_s=40"],
+        ["trust=distributed", "secagg.threshold=0.3", "secagg.precision=9", "population.full_weight_at=50"],
+        ["trust=local", "dropout.rate=0.2", "population.malformed=0.2"],
+    ],
+)
+def test_the_servers_sum_less_the_noise_is_the_plain_sum(
+    home: Path, tmp_path: Path, partition: str, keys: list[str]
+) -> None:
+    config = run_of(
+        home, tmp_path, f"population.partition={partition}", "population.alpha=0.1", "population.users=60",
+        "encoder.kind=identity", "privacy.noise_seed=5", *keys,
+    )  # fmt: skip
+    parts, users = shards_of(config, tmp_path, 3)
+    cohort = Cohort.of(config, users, 0)
+    plan = round_plan(config, parts[0].store.latents.shape[1], 10, users, cohort, "r")
+    assert isinstance(plan, UserPlan)
+    publics = [part.announce() for part in parts]
+    total = unmask([part.contribute(plan, 0, publics, 5) for part in parts])[0]
+    key = NoiseKey.from_seed(5)
+    if config.trust == "central":
+        from dpsw_ray.private.mechanism import noise
+
+        drawn = noise(key, plan)
+    else:
+        cells = int(np.prod(plan.cells))
+        drawn = skellam(key.derive(plan.digest().encode()), plan.survivors * plan.share, cells).reshape(
+            plan.cells[1:]
+        )
+    truth = plain_sum(parts[0], plan)
+    assert truth.any() and drawn.std() > 0
+    released = plan.counts(total) >> (16 - plan.precision)
+    assert np.array_equal(released - drawn, truth)
+    # What the modulus keeps is all that the server needs.
+    if config.trust == "distributed":
+        assert np.array_equal(plan.counts(total % (1 << plan.bits)), plan.counts(total))
+
+
+def test_actors_and_executors_give_identical_particles(ray_session: None, home: Path, tmp_path: Path) -> None:
+    seen = set()
+    for executor, actors in (("local", 1), ("local", 3), ("ray", 1), ("ray", 2)):
+        folder = tmp_path / f"{executor}-{actors}"
+        config = run_of(
+            home, folder, "privacy.noise_seed=11", f"cluster.executor={executor}", f"cluster.actors={actors}",
+            "cluster.cpus_per_actor=0.5", "trust=distributed", "dropout.rate=0.1", "population.partition=power_law",
+        )  # fmt: skip
+        seen.add(particles(run_federated(config, folder / "run", QUIET).folder))
+    assert len(seen) == 1
+
+
+def test_a_run_says_that_users_are_protected(home: Path, tmp_path: Path) -> None:
+    config = run_of(
+        home, tmp_path, "evaluation.enabled=true", "evaluation.research=true", "trust=distributed",
+        "population.malformed=0.1", "secagg.threshold=0.5", "tracking.enabled=true",
+    )  # fmt: skip
+    result = run_federated(config, tmp_path / "run", QUIET)
+    privacy = json.loads((result.folder / "privacy.json").read_text())
+    assert privacy["unit"] == "user" and privacy["epsilon"]["upper"] <= 10
+    assert privacy["ledger"]["name"] == "digits users (iid, 40, seed 0)"
+    assert "Each user of the private part" in privacy["statement"]["protects"][0]
+    assert any("server" in sentence for sentence in privacy["statement"]["against"])
+    rounds = json.loads((result.folder / "rounds.json").read_text())
+    (only,) = rounds["rounds"]
+    broken = Cohort.of(config, 40, 0).broken().sum()
+    assert only["refused"] == broken == sum(rounds["refused"].values()) > 0
+    assert only["survivors"] == 40 - broken
+    assert rounds["traffic"]["message"] > 0
+    page = (result.folder / "report.html").read_text()
+    assert "one user" in page and "Population" in page and "Traffic" in page and "messages refused" in page
+    research = json.loads((result.folder / "research" / "metrics.json").read_text())
+    assert research["epsilon"] == "inf" and research["population"]["users"] == 40
+    assert (result.folder / "research" / "population.png").exists()
+    # How many records users have is in research/ only.
+    manifest = json.loads((result.folder / "release" / "manifest.json").read_text())
+    assert manifest["private_records"] is None and manifest["trust"] == "distributed"
+    assert not any(
+        "records_per_user" in (result.folder / name).read_text() for name in ("rounds.json", "report.html")
+    )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["trust=local", "method=dpswflow", "rows=3", "population.partition=power_law"],
+        ["method=dpswflow-r", "release.rounds=3", "release.rate=0.5", "privacy.relation=zero_out"],
+        ["method=dpswflow-r", "release.rounds=2", "release.rate=0.7", "trust=local"],
+        ["privacy.noise=discrete_gaussian"],
+    ],
+)
+def test_every_system_runs_from_users_to_samples(home: Path, tmp_path: Path, keys: list[str]) -> None:
+    config = run_of(home, tmp_path, *keys)
+    result = run_federated(config, tmp_path / "run", QUIET)
+    release = Release.load(result.folder / "release")
+    assert release.rounds == config.rounds
+    assert result.privacy["unit"] == "user" and result.privacy["epsilon"]["upper"] <= 10
+    assert charges(config) == config.rounds
+    before = particles(result.folder)
+    again = run_federated(config, tmp_path / "run", QUIET)  # read back: the same particles, nothing charged
+    assert particles(again.folder) == before and charges(config) == config.rounds
+
+
+def test_a_user_sends_the_same_number_of_rows_whatever_it_has(home: Path, tmp_path: Path) -> None:
+    config = run_of(
+        home, tmp_path, "population.partition=power_law", "encoder.kind=identity", "population.users=200"
+    )
+    parts, users = shards_of(config, tmp_path, 1)
+    store = parts[0].store
+    counts = np.diff(store.offsets)
+    assert (counts == 0).any() and (counts == 1).any() and (counts > 20).any()
+    places = np.random.default_rng(0).random(users)
+    rows = parts[0]._padded(np.arange(users), places, 4).reshape(users, 4, -1)
+    for user in range(users):
+        own = {bytes(row) for row in store.latents[store.offsets[user] : store.offsets[user + 1]] * LATTICE}
+        sent = [bytes(row) for row in rows[user]]
+        if counts[user]:
+            assert set(sent) <= own
+            assert len(set(sent)) == min(4, len(own)) or counts[user] > len(own)
+        else:
+            assert not rows[user].any()
+
+
+def test_below_the_threshold_nothing_is_unmasked_and_nothing_is_charged(home: Path, tmp_path: Path) -> None:
+    config = run_of(home, tmp_path, "trust=distributed", "dropout.rate=0.6", "secagg.threshold=0.9")
+    calls: list[str] = []
+    contribute = UserShard.contribute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UserShard, "contribute", lambda *args: calls.append("called") or contribute(*args))
+        with pytest.raises(UserError, match=r"No round was released: at most .* and 36 are needed"):
+            run_federated(config, tmp_path / "run", QUIET)
+    assert not calls and charges(config) == 0
+
+
+def test_rounds_below_the_threshold_are_skipped_and_the_others_count(home: Path, tmp_path: Path) -> None:
+    keys = (
+        "method=dpswflow-r",
+        "release.rounds=6",
+        "release.rate=1",
+        "trust=distributed",
+        "dropout.rate=0.3",
+    )
+    config = run_of(home, tmp_path, *keys, "secagg.threshold=0.7")
+    expected = [int(Cohort.of(config, 40, number).survivors().sum()) >= 28 for number in range(6)]
+    assert True in expected and False in expected
+    result = run_federated(config, tmp_path / "run", QUIET)
+    rounds = json.loads((result.folder / "rounds.json").read_text())["rounds"]
+    assert [record["outcome"] == "released" for record in rounds] == expected
+    assert charges(config) == sum(expected) == Release.load(result.folder / "release").rounds
+    assert result.privacy["epsilon"]["upper"] < 10
+    followed = [record["epsilon"] for record in rounds if record["outcome"] == "released"]
+    assert followed == sorted(followed) and followed[-1] == pytest.approx(result.privacy["epsilon"]["upper"])
+
+
+class Interrupted(UserError):
+    pass
+
+
+def interrupted_at(config: FederatedConfig, folder: Path, number: int) -> None:
+    """Runs until round `number` is charged and about to be summed, then dies."""
+    contribute = UserShard.contribute
+    begun: list[str] = []
+
+    def dying(self: UserShard, plan: Any, *rest: Any) -> Any:
+        if plan.release_id not in begun:
+            begun.append(plan.release_id)
+        if len(begun) > number:
+            raise Interrupted
+        return contribute(self, plan, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UserShard, "contribute", dying)
+        with pytest.raises(Interrupted):
+            run_federated(config, folder, QUIET)
+
+
+ROUNDS = ("method=dpswflow-r", "release.rounds=4", "release.rate=0.5", "privacy.relation=zero_out")
+
+
+def test_a_run_interrupted_in_a_round_goes_on_and_charges_nothing_twice(home: Path, tmp_path: Path) -> None:
+    config = run_of(home, tmp_path, *ROUNDS)
+    interrupted_at(config, tmp_path / "run", 2)
+    assert charges(config) == 3  # two stored, one begun
+    stored = Release.load(tmp_path / "run" / "release" / "rounds" / "0001").counts
+    result = run_federated(config, tmp_path / "run", QUIET)
+    assert charges(config) == 4  # the begun one was repeated under its own secret
+    assert np.array_equal(Release.load(result.folder / "release").counts[1], stored[0])
+    assert result.privacy["epsilon"]["upper"] <= 10
+
+
+def test_a_begun_round_whose_secret_is_gone_is_charged_again_and_the_budget_stops_the_run(
+    home: Path, tmp_path: Path
+) -> None:
+    config = run_of(home, tmp_path, *ROUNDS)
+    interrupted_at(config, tmp_path / "run", 2)
+    pending = json.loads((tmp_path / "run" / "release" / "rounds" / "0002" / "pending.json").read_text())
+    for key in home.glob(f"datasets/*/*/private/keys/{pending['release_id']}.json"):
+        key.unlink()
+    result = run_federated(config, tmp_path / "run", QUIET)
+    assert charges(config) == 4  # three rounds and the lost one: a fifth charge would pass the budget
+    rounds = json.loads((result.folder / "rounds.json").read_text())["rounds"]
+    assert [record["outcome"] for record in rounds] == ["released"] * 3 + ["stopped"]
+    ledger = Ledger(config.ledger_path)
+    assert ledger.total(ledger_account(config)).epsilon.upper <= 10
+
+
+def test_a_lost_one_shot_round_leaves_no_room(home: Path, tmp_path: Path) -> None:
+    config = run_of(home, tmp_path)
+    interrupted_at(config, tmp_path / "run", 0)
+    for key in home.glob("datasets/*/*/private/keys/*.json"):
+        key.unlink()
+    with pytest.raises(UserError, match=r"leaves no room under privacy\.epsilon"):
+        run_federated(config, tmp_path / "run", QUIET)
+    assert charges(config) == 1
+
+
+def test_a_killed_driver_resumes_to_the_particles_of_an_uninterrupted_run(home: Path, tmp_path: Path) -> None:
+    keys = (
+        *SMALL,
+        *ROUNDS,
+        "release.rounds=8",
+        f"paths.home={home}",
+        "privacy.noise_seed=7",
+        "cluster.actors=1",
+    )
+    config = run_of(
+        home, tmp_path / "whole", *ROUNDS, "release.rounds=8", "privacy.noise_seed=7", "cluster.actors=1"
+    )
+    whole = run_federated(config, tmp_path / "whole" / "run", QUIET)
+    command = [sys.executable, "-m", "federated", str(DIGITS), "--output", str(tmp_path / "run")]
+    for key in (*keys, f"paths.ledger={tmp_path}/ledger.sqlite"):
+        command += ["--set", key]
+    root = str(Path(__file__).parents[1])
+    # Slow rounds down, so that the kill falls into one of them.
+    slow = (
+        "import time, runpy, sys; from federated.worker import UserShard; f = UserShard.contribute\n"
+        "def late(*a):\n    time.sleep(0.3); return f(*a)\n"
+        "UserShard.contribute = late; sys.argv = ['federated', *sys.argv[1:]]\n"
+        "runpy.run_module('federated', run_name='__main__')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([command[0], "-c", slow, *command[3:]], env=environment, cwd=tmp_path)
+    third = tmp_path / "run" / "release" / "rounds" / "0002" / "pending.json"
+    deadline = time.monotonic() + 120
+    while not third.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert third.exists() and not (tmp_path / "run" / "particles.arrow").exists()
+    done = subprocess.run(
+        [*command, "--quiet"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert particles(tmp_path / "run") == particles(whole.folder)
+    rounds = json.loads((tmp_path / "run" / "rounds.json").read_text())["rounds"]
+    assert len(rounds) == 8
+
+
+def test_another_config_does_not_take_a_begun_run_over(home: Path, tmp_path: Path) -> None:
+    config = run_of(home, tmp_path, *ROUNDS)
+    interrupted_at(config, tmp_path / "run", 1)
+    with pytest.raises(UserError, match="holds another run"):
+        run_federated(run_of(home, tmp_path, *ROUNDS, "privacy.epsilon=9"), tmp_path / "run", QUIET)
+
+
+def test_the_driver_sees_no_users_data_and_no_exact_sum(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clusters: list[RecordingCluster] = []
+
+    def recording(config: Any) -> RecordingCluster:
+        clusters.append(RecordingCluster(open_cluster(config)))
+        return clusters[-1]
+
+    monkeypatch.setattr(pipeline, "open_cluster", recording)
+    config = run_of(home, tmp_path, "trust=distributed", "dropout.rate=0.1", "evaluation.enabled=true")
+    run_federated(config, tmp_path / "run", QUIET)
+    log = clusters[0].log
+    (plan, *_), messages = next(value for method, value in log if method == "contribute")
+    spawned = next(value for method, value in log if method == "UserShard")
+    shards = [UserShard(**kwargs) for kwargs in spawned]
+    parts = [shard.sums(plan, None) for shard in shards]
+    assert np.array_equal(sum(parts), plain_sum(shards[0], plan))
+    for message in messages:
+        for exact in (*parts, sum(parts)):
+            rest = (message[0] - exact.view(np.uint64)).view(np.int64).astype(np.float64)
+            assert np.mean(np.abs(rest) < 2.0**56) < 0.05
+    store = shards[0].store
+    needles = [row.tobytes() for row in store.latents] + [(row * LATTICE).tobytes() for row in store.latents]
+    needles += [
+        row.tobytes()
+        for part in (*parts, sum(parts))
+        for row in part.reshape(-1, plan.grid.bins)
+        if row.any()
+    ]
+    haystacks = {"messages": pickle.dumps(log), "printed": "".join(capfd.readouterr()).encode()}
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            haystacks[str(path)] = path.read_bytes()
+    for name, hay in haystacks.items():
+        assert not any(needle in hay for needle in needles), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "trust=nobody"], "trust must be"),
+        (["--set", "privacy.delta=0.5"], "is not below 1/users"),
+        (["--output", str(DIGITS)], "is a file"),
+    ],
+)
+def test_mistakes_end_with_one_sentence_and_exit_code_2(
+    home: Path, tmp_path: Path, arguments: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from federated.cli import main
+
+    settings = [
+        part
+        for key in (*SMALL, f"paths.home={home}", f"paths.ledger={tmp_path}/l")
+        for part in ("--set", key)
+    ]
+    argv = ["federated", str(DIGITS), "--output", str(tmp_path / "run"), *settings, *arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as stop:
+            main()
+    error = capfd.readouterr().err
+    assert stop.value.code == 2 and sentence in error
+    assert error.startswith("Error: ") and error.count("\n") == 1
+    assert not (tmp_path / "run" / "release").exists()
