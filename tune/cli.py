@@ -39,7 +39,7 @@ def tune(
     from tune.frontier import plan_frontier, run_frontier
     from tune.plan import plan_sweep
     from tune.results import describe_point
-    from tune.sweep import Interrupted, run_sweep
+    from tune.sweep import run_sweep
 
     sweep, where = load_sweep(config, set_)
     plans = plan_frontier(sweep, where) if sweep.epsilons else None
@@ -51,7 +51,7 @@ def tune(
             results = run_frontier(plans, sweep.name, folder, resume, progress)
         else:
             results = [run_sweep(plan, folder, resume, progress)]
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:  # our own word for it included
         report = folder / "report.html"
         ended = f"; what has ended is in {report}" if report.exists() else ""
         print(f"Interrupted: --resume goes on from here{ended}", file=sys.stderr)

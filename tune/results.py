@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,6 @@ def sweep_privacy(
 
 
 def _statement(plan: SweepPlan, account: Mapping[str, Any], each: float) -> list[str]:
-    from decimal import ROUND_CEILING
-
     policy, releases = plan.sweep.selection.policy, len(plan.mechanisms)
     config = plan.base.config
     upper = format_number(account["epsilon"]["upper"], 5, ROUND_CEILING)
@@ -135,11 +134,10 @@ def _statement(plan: SweepPlan, account: Mapping[str, Any], each: float) -> list
         said = ["Nothing is promised: privacy.noise_seed lets whoever knows it take the noise away.", *said]
     if config.privacy.research and policy != "nonprivate":
         said = [*said, "Charged to a research account: not publishable, whatever the figure."]
-    if len(said) and policy != "nonprivate":
-        said.append(
-            "The score of the best trial is the best of many and flatters it: what a run is worth, its own report says."
-        )
-    return said
+    return [
+        *said,
+        "The score of the best trial is the best of many and flatters it: what a run is worth, its own report says.",
+    ]
 
 
 def write_trials(path: Path, result: Result) -> None:

@@ -44,7 +44,7 @@ from tune.trial import Outcome, read_outcome
 __all__ = ["Interrupted", "run_sweep"]
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """The sweep was interrupted; its folder holds what has ended, and a report of it."""
 
 
@@ -63,9 +63,8 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         Interrupted: by Ctrl-C; the report is of what has ended.
     """
     config = plan.base.config
-    seconds: dict[
-        str, float
-    ] = {}  # not of the preparation, whose length could tell a protected number of records
+    # Not of the preparation, whose length could tell a protected number of records.
+    seconds: dict[str, float] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(ExperimentFolder(output, "sweep"))
         _claim(plan, folder, resume)
@@ -116,9 +115,8 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
                     "a new one give another --output."
                 )
     if not begun and (folder / "encoders").exists():
-        shutil.rmtree(
-            folder / "encoders"
-        )  # of an attempt that had paid for nothing, perhaps with another encoder
+        # Of an attempt that had paid for nothing, perhaps with another encoder.
+        shutil.rmtree(folder / "encoders")
     for name, values in mine.items():
         write_text(folder / name, yaml.safe_dump(values, sort_keys=False))
 
