@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import finish, parser, show
+from harness import finish, paired, parser, show
 
 from dpsw_ray.cluster import open_cluster
+from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.progress import Progress
 from dpsw_ray.run import train_encoder
+from dpsw_ray.slicing.directions import LATTICE, haar_frames
+from dpsw_ray.slicing.grid import PHASES, BinGrid
 from federated.cohort import Cohort
 from federated.config import load_federated
 from federated.data import population_data
+from federated.kernel import PRESENT, add_users
 from federated.plan import round_plan
 from federated.run import spawn_users
 
@@ -58,12 +62,13 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
         prepared = time.perf_counter() - start
         cohort = Cohort.of(config, users, 0)
         plan = round_plan(config, encoder.latent_dim, len(data.info.classes), users, cohort, "benchmark")
-        seconds, total = [], np.zeros(0)
+        seconds, processor, total = [], [], np.zeros(0)
         for _ in range(repeat + 1):  # the first loads compiled code
-            start = time.perf_counter()
+            start, used = time.perf_counter(), _processor_s()
             publics = shards.call("announce")
             total = unmask(shards.call("contribute", (plan, 0, publics, 0)))
             seconds.append(time.perf_counter() - start)
+            processor.append(_processor_s() - used)
         memory = sum(_proportional_mib(pid) for pid in _family(os.getpid()))
         return {
             "users": users,
@@ -76,9 +81,51 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
             "round_s": min(seconds[1:]),
             "all_s": seconds[1:],
             "users_per_s": users / min(seconds[1:]),
+            "processor_s": min(processor[1:]),
             "memory_mib": memory,
             "digest": hash(plan.counts(total).tobytes()),
         }
+
+
+def against_numpy(users: int, repeat: int) -> dict[str, Any]:
+    """The kernel and a bare NumPy loop over users on the same work, in turn, in this process with one thread."""
+    rng = np.random.default_rng(0)
+    grid, directions, each = BinGrid(32, 1.0), haar_frames(32, 8, 0), 20
+    latents, _ = bounded(rng.standard_normal((users * each, 8)), np.zeros(users * each, np.int32))
+    lattice, labels = np.rint(latents / LATTICE).astype(np.int32), np.zeros(users * each, np.int32)
+    offsets, present = np.arange(users + 1) * each, np.full(users, PRESENT, np.uint8)
+    sums = {name: np.zeros((1, len(directions), grid.bins), np.int64) for name in ("ours", "NumPy")}
+
+    def ours() -> None:
+        sums["ours"][:] = 0
+        add_users(
+            lattice, labels, offsets, present, directions, grid, grid.table, sums["ours"],
+            largest_norm_sq=grid.row_norm_sq,
+        )  # fmt: skip
+
+    def loop() -> None:
+        total = sums["NumPy"]
+        total[:] = 0
+        taps = np.arange(grid.table.shape[1]) - grid.margin
+        rows = np.arange(len(directions))[None, :, None] * grid.bins
+        for user in range(users):
+            own = latents[user * each : (user + 1) * each]
+            fine = ((own @ directions.T - grid.low) * (PHASES / grid.width)).astype(np.int64)
+            cells = rows + (fine // PHASES)[:, :, None] + taps
+            weights = grid.table[fine % PHASES]
+            message = (
+                np.bincount(cells.ravel(), weights.ravel(), minlength=total.size).astype(np.int64) // each
+            )
+            total += message.reshape(total.shape)
+
+    times = paired({"ours": ours, "NumPy": loop}, repeat)
+    best = {name: min(seconds) for name, seconds in times.items()}
+    return {
+        "users": users,
+        "users_per_s": {name: users / seconds for name, seconds in best.items()},
+        "ratio": best["NumPy"] / best["ours"],
+        "same": bool(np.array_equal(sums["ours"], sums["NumPy"])),
+    }
 
 
 def _family(root: int) -> list[int]:
@@ -98,6 +145,18 @@ def _family(root: int) -> list[int]:
     return sorted(family)
 
 
+def _processor_s() -> float:
+    """Seconds of processor time that this process and its descendants have used: other work does not count."""
+    ticks = 0
+    for pid in _family(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _proportional_mib(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -115,6 +174,7 @@ def main() -> None:
     arguments = options.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     users = 5_000 if arguments.quick else 100_000
+    single = against_numpy(200 if arguments.quick else 1_000, arguments.repeat)
     cases = [(users, actors, conditional) for conditional in (False, True) for actors in (1, 2)]
     if arguments.million:
         cases.append((1_000_000, 2, False))
@@ -123,13 +183,25 @@ def main() -> None:
         results = [once(Path(home), *case, arguments.repeat) for case in cases]
     show(
         "One round, 20 records a user, d = 8, 256 directions of 32 bins: seconds",
-        ["users", "actors", "classes", "round", "users/s", "memory, MiB", "first", "prepare", "Ray"],
+        [
+            "users",
+            "actors",
+            "classes",
+            "round",
+            "processor",
+            "users/s",
+            "memory, MiB",
+            "first",
+            "prepare",
+            "Ray",
+        ],
         [
             [
                 f"{r['users']:,}",
                 str(r["actors"]),
                 "10" if r["class_conditional"] else "1",
                 f"{r['round_s']:.2f}",
+                f"{r['processor_s']:.2f}",
                 f"{r['users_per_s']:,.0f}",
                 f"{r['memory_mib']:,.0f}",
                 f"{r['first_s']:.2f}",
@@ -146,8 +218,13 @@ def main() -> None:
     same = all(one.pop("digest") == two.pop("digest") for one, two in pairs)
     for result in results[4:]:
         result.pop("digest")
+    print(
+        f"One thread, one class: {single['users_per_s']['ours']:,.0f} users/s, a NumPy loop over users "
+        f"{single['users_per_s']['NumPy']:,.0f}: {single['ratio']:.1f} times, sums "
+        f"{'the same' if single['same'] else 'DIFFERENT'}"
+    )
     print(f"Sums bit-identical for one and two actors: {'yes' if same else 'NO'}")
-    finish(arguments, {"rounds": results, "bit_identical": same})
+    finish(arguments, {"rounds": results, "one_thread": single, "bit_identical": same})
 
 
 if __name__ == "__main__":

@@ -41,10 +41,13 @@ def _add(  # type: ignore[no-untyped-def]
 ):
     dim, count = directions_t.shape
     width, bins, waste = table.shape[1], out.shape[2], out.shape[0] - 1
+    size = count * bins
     z, fine = np.empty(count), np.empty(count, np.int32)
     squares = np.empty((count, bins))
-    cells = np.zeros((count, bins + width), np.int32)  # room for the zeros that fill a row up
+    cells = np.zeros((count, bins), np.int32)
     wide = np.zeros((count, bins))
+    # Seen as one row each, so that the loops over all cells are single ones.
+    flat, flat_squares, flat_wide = cells.reshape(size), squares.reshape(size), wide.reshape(size)
     widened = False
     for user in range(roles.shape[0]):
         role = roles[user]
@@ -74,41 +77,38 @@ def _add(  # type: ignore[no-untyped-def]
                     fine[j] = np.int32((z[j] - low) * inverse_step)  # z > low: truncation is the floor
                 for j in range(count):
                     row = table[fine[j] & (PHASES - 1)]
-                    into = cells[j]
-                    first = (fine[j] >> _LOG_PHASES) - margin
+                    # Without a sign, an index needs no look whether it counts from the end.
+                    first = np.uint64(j * bins + (fine[j] >> _LOG_PHASES) - margin)
                     if width == 8:  # a number known to the compiler becomes one or two wide additions
                         for tap in range(8):
-                            into[first + tap] += row[tap]
+                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
                     elif width == 16:
                         for tap in range(16):
-                            into[first + tap] += row[tap]
+                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
                     else:
                         for tap in range(width):
-                            into[first + tap] += row[tap]
+                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
                 i += 1
                 inside += 1
                 if inside == _NARROW:
-                    for j in range(count):
-                        for b in range(bins):
-                            wide[j, b] += cells[j, b]
-                            cells[j, b] = 0
+                    for c in range(size):
+                        flat_wide[c] += flat[c]
+                        flat[c] = 0
                     inside, widened = 0, True
-            block = out[label if role == 1 else waste]
-            for j in range(count):
-                into, sums, square = cells[j], block[j], squares[j]
-                if widened:
-                    for b in range(bins):
-                        value = np.floor((wide[j, b] + into[b] + 0.5) * share)
-                        square[b] += value * value
-                        sums[b] += value
-                        wide[j, b] = 0.0
-                else:
-                    for b in range(bins):
-                        # Whole sums, at least half a share away from the next whole number: the exact floor.
-                        value = np.floor((into[b] + 0.5) * share)
-                        square[b] += value * value
-                        sums[b] += value
-                into[:] = 0
+            sums = out[label if role == 1 else waste].reshape(size)
+            if widened:
+                for c in range(size):
+                    value = np.floor((flat_wide[c] + flat[c] + 0.5) * share)
+                    flat_squares[c] += value * value
+                    sums[c] += value
+                    flat_wide[c] = 0.0
+            else:
+                for c in range(size):
+                    # Whole sums, at least half a share away from the next whole number: the exact floor.
+                    value = np.floor((flat[c] + 0.5) * share)
+                    flat_squares[c] += value * value
+                    sums[c] += value
+            flat[:] = 0
             widened = False
         for j in range(count):
             square, total = squares[j], 0.0
@@ -171,13 +171,14 @@ def add_users(
     def work(block: int) -> None:
         part = slice(starts[block], starts[block] + _BLOCK)
         transposed = np.ascontiguousarray(directions[part].T)
-        # Whole numbers below 2^53 in float64: exact, and quicker than int64 here.
-        sums = np.zeros((out.shape[0] + 1, transposed.shape[1], out.shape[2]))
+        # Whole numbers below 2^53 in float64: exact, and quicker than int64 here. The last bins are for the zeros that
+        # fill a row of the table up.
+        sums = np.zeros((out.shape[0] + 1, transposed.shape[1], out.shape[2] + width - taps))
         _add(
             latents, labels, offsets, roles, transposed, grid.low, PHASES / grid.width, grid.margin, table,
             full_weight_at, step, float(largest_norm_sq), sums, over[block],
         )  # fmt: skip
-        out[:, part] += sums[:-1].astype(np.int64)
+        out[:, part] += sums[:-1, :, : out.shape[2]].astype(np.int64)
 
     if threads == 1:
         for block in range(len(starts)):

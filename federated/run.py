@@ -30,7 +30,7 @@ from dpsw_ray.run import (
 )
 from dpsw_ray.tracking import Tracker, open_tracker
 from federated.config import FederatedConfig
-from federated.data import population_data
+from federated.data import locked, population_data
 from federated.population.statistics import heterogeneity_figure
 from federated.report import mechanism, sections, summary
 from federated.rounds import Rounds, merged, run_rounds
@@ -70,8 +70,9 @@ def run_federated(
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_users(config, cluster, data, folder / "encoder", users)
         progress.say(f"Preparing {users:,} users (on the private side)")
-        for step in ("encode", "arrange", "fill", "finish"):
-            shards.call(step, retry=True)
+        with locked(data.info.folder / "users"):  # another run may want the same users
+            for step in ("encode", "arrange", "fill", "finish"):
+                shards.call(step, retry=True)
         p = config.privacy
         ledger.register(ledger_account(config), p.relation, p.unit, p.delta, publishable=p.publishable)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from federated_support import small
 
+from dpsw_ray.config import load_config
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import SkellamEvent, SlicedHistogramEvent, event_from_dict
@@ -196,3 +197,8 @@ def test_who_takes_part_is_decided_by_public_seeds_alone(tmp_path: Path) -> None
     assert np.corrcoef(np.log(cohort.seconds()), np.log(other.seconds()))[0, 1] == pytest.approx(
         0.5, abs=0.05
     )
+
+
+def test_a_usual_run_does_not_claim_to_protect_users() -> None:
+    with pytest.raises(UserError, match=r"privacy\.unit must be record, found user: `python -m federated`"):
+        load_config("digits", ["privacy.unit=user"])

@@ -47,14 +47,14 @@ def test_the_total_is_the_plain_sum_whoever_drops_out_before_sending(gone: list[
     assert np.array_equal(total, sum(mine[user] for user in here))
 
 
-@pytest.mark.parametrize("helpers", list(itertools.combinations(range(4), 3)))
-def test_those_who_leave_after_sending_are_in_the_sum(helpers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("present", list(itertools.combinations(range(4), 3)))
+def test_those_who_leave_after_sending_are_in_the_sum(present: tuple[int, ...]) -> None:
     clients, server = group(5, 3)
     mine = values(5)
     publics = {user: client.public for user, client in clients.items()}
     for user in range(4):
         server.receive(user, clients[user].message(mine[user], publics))
-    total = server.total({user: clients[user] for user in helpers})
+    total = server.total({user: clients[user] for user in present})
     assert np.array_equal(centred(total, BITS, 5, PRECISION), sum(mine[user] for user in range(4)))
 
 
