@@ -16,7 +16,7 @@ from dpsw_ray.privacy.accountants.pld import PldAccountant, pld_delta
 from dpsw_ray.privacy.accountants.rdp import rdp_delta
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import AccountingError
-from dpsw_ray.privacy.losses import Cost
+from dpsw_ray.privacy.losses import Cost, Skellam
 from dpsw_ray.privacy.relations import Relation
 
 __all__ = ["delta_curve", "trade_off"]
@@ -81,7 +81,8 @@ def trade_off(
 def _cost_delta(cost: Cost, epsilons: NDArray[np.float64]) -> NDArray[np.float64]:
     if is_unbounded(cost):
         return np.ones_like(epsilons)
-    if GaussianAccountant().applies(cost):
+    # Skellam noise, nearly Gaussian as it is, has no such law: Renyi's bound is its curve.
+    if GaussianAccountant().applies(cost) and not any(isinstance(loss, Skellam) for loss in cost):
         law = conditional(cost, _TAIL)
         return np.array([law.delta_upper(float(epsilon)) for epsilon in epsilons])
     deltas = rdp_delta(cost, epsilons)
