@@ -114,11 +114,12 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         total_epsilon=total.epsilon.upper,
         charges=total.charges,
         trust=results.trust,
+        uncounted=_uncounted(release),
     )
     privacy = {
         **release.manifest["privacy"],
         "publishable": release.publishable,
-        "warnings": _warnings(config),
+        "warnings": _warnings(config, release),
         "statement": state(release.manifest["privacy"], facts).to_dict(),
         "ledger": {
             "name": total.dataset.name,
@@ -196,8 +197,18 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
     return privacy
 
 
-def _warnings(config: RunConfig) -> list[str]:
+def _uncounted(release: Release) -> bool:
+    """Whether the release was chosen among several in a sweep that did not count the choice."""
+    return bool(release.manifest.get("selection") == "nonprivate")
+
+
+def _warnings(config: RunConfig, release: Release) -> list[str]:
     p, found = config.privacy, []
+    if _uncounted(release):
+        found.append(
+            "The release was chosen among several by looking at all of them, which was not counted: epsilon is "
+            "infinite."
+        )
     if p.epsilon == float("inf"):
         found.append("privacy.epsilon is infinite: no noise was added, and there is no privacy.")
     if p.noise_seed is not None:

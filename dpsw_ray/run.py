@@ -111,9 +111,11 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("encoder"):
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
+        stored = (folder / "release" / "manifest.json").exists()
         with timings.phase("private latents", tells_count=hidden):
-            progress.say("Encoding private records (on the private side)")
-            shards.call("encode", retry=True)
+            if not stored or config.evaluation.research:  # otherwise no private record is looked at again
+                progress.say("Encoding private records (on the private side)")
+                shards.call("encode", retry=True)
         with timings.phase("release", tells_count=hidden):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):

@@ -27,7 +27,7 @@ from dpsw_ray.privacy.events import (
     SampledGaussianEvent,
     event_from_dict,
 )
-from dpsw_ray.privacy.selection import TrialsLaw
+from dpsw_ray.privacy.selection import MOST_TRIALS, TrialsLaw
 from dpsw_ray.private.mechanism import bound as sums
 from dpsw_ray.release.plan import HistogramPlan
 from tune.policy import selection_event, selection_trial_mu, split_epsilon, within_mu
@@ -82,6 +82,20 @@ def test_the_number_of_trials_follows_its_law(eta: float, mean: float) -> None:
     for trials in (1, 2, 3):
         expected = many[trials - 1]
         assert abs(drawn[trials] / 3_000 - expected) < 6 * math.sqrt(expected / 3_000)
+
+
+@pytest.mark.parametrize(("eta", "mean"), [(-0.9, 8.0), (-0.5, 1000.0), (-0.99, 1e6), (100.0, 1e6)])
+def test_a_law_that_would_have_to_be_cut_is_not_drawn(eta: float, mean: float) -> None:
+    law = TrialsLaw.with_mean(eta, mean)
+    with pytest.raises(UserError, match="may be more than 100,000"):
+        law.draw()
+
+
+@pytest.mark.parametrize(("eta", "gamma"), [(-0.5, 1e-4), (0.0, 5e-5), (1.0, 5e-5), (3.0, 2e-4)])
+def test_the_tail_of_the_law_is_bounded_from_above(eta: float, gamma: float) -> None:
+    law = TrialsLaw(eta, gamma)
+    rest = sum(law.probabilities(600_000)[MOST_TRIALS:])
+    assert rest * (1 - 1e-6) <= law.tail <= 1.5 * rest
 
 
 def test_pure_privacy_costs_what_the_paper_says() -> None:

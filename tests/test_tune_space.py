@@ -13,6 +13,7 @@ from support import SMALL
 
 from dpsw_ray.errors import UserError
 from tune.config import load_sweep
+from tune.frontier import plan_frontier
 from tune.plan import SweepPlan, plan_sweep
 from tune.space import parse_space
 
@@ -98,7 +99,7 @@ FRAMES = {"release.frames": {"choice": [2, 3]}}
         ({"space": {"flow.step_size": {"uniform": [2, 1]}}}, "lowest < highest"),
         ({"space": {"flow.step_size": {"loguniform": [0, 1]}}}, "must begin above 0"),
         ({"space": {"flow.steps": {"randint": [1.5, 3]}}}, "whole ends"),
-        ({"space": {"flow.schedule": {"choice": ["constant", "linear"]}}}, "flow.schedule must be 'constant'"),
+        ({"space": {"flow.schedule": {"choice": ["constant", "linear"]}}}, "flow.schedule must be 'auto'"),
         ({"space": {"flow.step_size": {"uniform": [-1, 6]}}}, "flow.step_size must be a positive number or auto"),
         ({"space": {"flow.steps": {"choice": []}}}, "must be a list"),
         ({"space": {}}, "space is empty"),
@@ -141,6 +142,28 @@ FRAMES = {"release.frames": {"choice": [2, 3]}}
         ({"set": {"method": "dpswgen"}, "scheduler": {"kind": "asha"}}, "looks at flows while they run"),
         ({"set": {"flow.stepz": 3}}, "did you mean flow.steps"),
         ({"selection": {"polcy": "split"}}, "selection.polcy is an unknown key; did you mean selection.policy"),
+        (
+            {"base": {"method": "dpswflow", "data": {"source": "digits"}}, "space": FRAMES,
+             "set": {"release.law": "haar"}, "selection": {"policy": "split"}},
+            "space.release.frames changes what a slice is; choose selection.score public",
+        ),
+        (
+            {"space": {"encoder.seed": {"choice": [1, 2]}},
+             "selection": {"policy": "split", "score": "public", "measure": "logreg"}},
+            "space.encoder.seed is the same for all trials",
+        ),
+        (
+            {"selection": {"policy": "private_selection", "mean_trials": 8, "eta": -0.9}},
+            "with selection.mean_trials 8 and selection.eta -0.9 more than 100,000",
+        ),
+        ({"space": {"flow.step_size": {"uniform": [-1e308, 1e308]}}}, "uniform must stay within"),
+        ({"space": {"flow.steps": {"randint": [1, 10**30]}}}, "randint must stay within"),
+        ({"space": {"flow.steps": {"randint": [1, 10**400]}}}, "must be [lowest, highest]"),
+        (
+            {"space": {"flow.schedule": {"choice": ["constant", "cosine"]},
+                       "flow.steps": {"choice": [3, 4], "when": {"flow.schedule": []}}}},
+            "must name at least one value",
+        ),
         ({"epsilons": [1, 1]}, "epsilons must be different positive numbers"),
         ({"base": "nowhere"}, "nowhere does not exist"),
     ],
@@ -164,3 +187,19 @@ def test_a_combination_that_is_no_run_is_named_before_anything_starts(tmp_path: 
             space={"release.bins": {"choice": [8, 32]}, "release.smoothing": {"choice": [0.5, 2]}},
             selection={"policy": "split", "score": "public"},
         )
+
+
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("base: digits\nset:\nspace: {flow.steps: {choice: [3, 4]}}\n")
+    sweep, _ = load_sweep(path, ["set.flow.patience=3"])
+    assert sweep.set == {"flow.patience": 3}
+    with pytest.raises(UserError, match=r"set.flow.steps: the value .* is not valid YAML"):
+        load_sweep(path, ["set.flow.steps=[1"])
+
+
+def test_close_epsilons_of_a_frontier_have_names_of_their_own(tmp_path: Path) -> None:
+    planned(tmp_path)
+    sweep, where = load_sweep(tmp_path / "sweep.yaml", ["epsilons=[1, 1.0000001]"])
+    names = {plan.sweep.name for plan in plan_frontier(sweep, where).values()}
+    assert names == {"small-1", "small-1.0000001"}

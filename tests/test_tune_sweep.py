@@ -8,7 +8,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +23,8 @@ import yaml
 from support import SMALL, run_dpsw
 
 from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.selection import TrialsLaw
+from dpsw_ray.private.shard import Shard
 from dpsw_ray.release import Release
 from tune import cli
 
@@ -207,23 +211,81 @@ def test_a_cap_refuses_a_split_as_a_whole_before_anything_is_charged(
     assert (code, err) == (0, "")
 
 
-def test_research_says_that_epsilon_is_infinite(tmp_path: Path, ray_session: None) -> None:
-    write_sweep(tmp_path, space={"release.frames": {"grid": [2, 3]}}, selection={"policy": "nonprivate"})
+def test_a_config_without_the_files_that_say_what_was_paid_for_is_refused(
+    swept: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(swept / "s", tmp_path / "s")
+    shutil.copyfile(swept / "sweep.yaml", tmp_path / "sweep.yaml")
+    cheaper = ("--quiet", "--resume", "--set", "set.privacy.epsilon=1")
+    pretend(tmp_path, 1.0)
+    code, _, err = run_tune(tmp_path, *cheaper)
+    assert code == 2 and "was charged for another mechanism or another epsilon" in err
+    (tmp_path / "s" / "base.yaml").unlink()
+    code, _, err = run_tune(tmp_path, *cheaper)
+    assert code == 2 and "holds a sweep whose base.yaml is missing" in err and len(charges(swept)) == 1
+
+
+def pretend(place: Path, epsilon: float) -> None:
+    """Makes a sweep's folder say that it was begun at another epsilon."""
+    for name, section, key in (("sweep", "set", "privacy.epsilon"), ("base", "privacy", "epsilon")):
+        path = place / "s" / f"{name}.yaml"
+        values = yaml.safe_load(path.read_text())
+        values[section][key] = epsilon if name == "base" else int(epsilon)
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def test_research_says_that_epsilon_is_infinite(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tune.frontier as frontier
+
+    connections: list[str] = []
+    connect, make = frontier.connected, frontier.make_best
+
+    def connecting(cluster: Any) -> Any:
+        stop = connect(cluster)
+        connections.append("open")
+        return lambda: (stop(), connections.append("closed"))
+
+    def making(*args: Any) -> None:
+        assert connections == ["open"], "the base run asks for the ledger of this machine"
+        make(*args)
+
+    monkeypatch.setattr(frontier, "connected", connecting)
+    monkeypatch.setattr(frontier, "make_best", making)
+    space = {"release.frames": {"grid": [2, 3]}}
+    write_sweep(tmp_path, space=space, selection={"policy": "nonprivate"}, epsilons=[1.0])
     code, _, err = run_tune(tmp_path, "--quiet")
-    assert (code, err) == (0, "")
-    assert privacy(tmp_path)["epsilon"] == "inf" and not privacy(tmp_path)["publishable"]
-    page = (tmp_path / "s" / "report.html").read_text()
+    assert (code, err, connections) == (0, "", ["open", "closed"])
+    place = tmp_path / "s" / "epsilon-1"
+    whole = json.loads((place / "privacy.json").read_text())
+    assert whole["epsilon"] == "inf" and not whole["publishable"]
+    page = (place / "report.html").read_text()
     assert "This sweep must NOT be published" in page and "Epsilon is infinite" in page
     assert [entry.publishable for entry in charges(tmp_path)] == [False, False]
-    assert not json.loads((tmp_path / "s" / "best" / "privacy.json").read_text())["publishable"]
+    for run in ("best", "base"):  # nor do the runs that it leaves promise anything
+        stated = json.loads((place / run / "privacy.json").read_text())
+        assert stated["epsilon"]["upper"] == "inf" and not stated["publishable"]
+        assert "was chosen among several by looking at all of them" in stated["statement"]["promise"][0]
+        assert "at most 1" not in (place / run / "report.html").read_text()
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "NOT FOR PUBLICATION" in page and "These sweeps must NOT be published" in page
+    assert "Epsilon is infinite for whoever sees this page" in page and "whoever sees several" not in page
 
 
-def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(tmp_path: Path) -> None:
+def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, encode = [], Shard.encode
+    monkeypatch.setattr(Shard, "encode", lambda shard: encoded.append(shard.rank) or encode(shard))
     space = {"release.frames": {"choice": [2, 3, 4]}, "flow.steps": {"randint": [3, 9]}}
     selection = {"policy": "private_selection", "mean_trials": 12, "eta": 1}
-    write_sweep(tmp_path, space=space, search={"kind": "random"}, selection=selection)
+    write_sweep(
+        tmp_path, space=space, search={"kind": "random"}, selection=selection, set={"tracking.enabled": True}
+    )
     code, out, err = run_tune(tmp_path)
     assert (code, err) == (0, "")
+    assert encoded == [0], "the best run looks at no private record"
     (entry,) = charges(tmp_path)
     assert entry.events[0].kind == "private_selection"
     total = Ledger(tmp_path / "ledger.sqlite").total("digits").epsilon.upper
@@ -234,6 +296,13 @@ def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(tm
     assert release.manifest["release_id"] == entry.release_id and release.publishable
     assert release.manifest["privacy"]["events"][0]["kind"] == "private_selection"
     assert release.directions.shape[1] == 6 * row["release.frames"]
+    # When the best was made would tell its place among the others.
+    assert release.manifest["created"] == entry.time
+    shown_ms = (tmp_path / "s" / "releases" / "00000" / "release" / "manifest.json").stat().st_mtime * 1000
+    assert min(run_starts(tmp_path)) >= int(shown_ms)
+    against = json.loads((tmp_path / "s" / "best" / "privacy.json").read_text())["statement"]["against"]
+    assert any("the process that makes the trials is trusted" in sentence for sentence in against)
+    assert not any("masked sums" in sentence for sentence in against)
     (private,) = tmp_path.glob("home/datasets/digits/*/private")
     assert list((private / "selections").iterdir()) == [] and list((private / "keys").iterdir()) == []
     assert not re.search(r"trial \d", out.replace("trial 0", "")), "no word about how many there were"
@@ -241,8 +310,123 @@ def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(tm
     assert (code, err, len(charges(tmp_path)), trials(tmp_path)) == (0, "", 1, [row])
 
 
-def test_an_interrupted_private_selection_draws_nothing_twice(
+def run_starts(place: Path) -> list[int]:
+    """When the runs in MLflow were begun, in milliseconds."""
+    with sqlite3.connect(place / "mlflow.db") as connection:
+        return [start for (start,) in connection.execute("select start_time from runs")]
+
+
+def write_selection(place: Path, **changes: Any) -> None:
+    selection = {"policy": "private_selection", "mean_trials": 6, "eta": 1}
+    space = {"release.frames": {"choice": [2, 3, 4]}}
+    write_sweep(place, **{"space": space, "search": {"kind": "random"}, "selection": selection} | changes)
+
+
+def private_names(place: Path, folder: str) -> list[str]:
+    return [path.name for path in place.glob(f"home/datasets/digits/*/private/{folder}/*")]
+
+
+def test_a_charge_pays_for_the_selection_it_was_made_for_and_no_other(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tune.private_selection as selecting
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    write_selection(tmp_path, set={"privacy.epsilon": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(selecting, "draw_release", dying)
+        assert run_tune(tmp_path, "--quiet")[0] == 130
+    dearer = ("--quiet", "--resume", "--set", "set.privacy.epsilon=10")
+    pretend(tmp_path, 10.0)
+    code, _, err = run_tune(tmp_path, *dearer)
+    assert code == 2 and "is not what was charged to digits" in err and err.count("\n") == 1
+    for name in ("sweep.yaml", "base.yaml"):
+        (tmp_path / "s" / name).unlink()
+    code, _, err = run_tune(tmp_path, *dearer)
+    assert code == 2 and "is missing" in err
+    assert len(charges(tmp_path)) == 1 and not (tmp_path / "s" / "releases").exists()
+
+
+def test_a_selection_that_is_refused_leaves_the_folder_free(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"privacy.noise": {"choice": ["gaussian", "discrete_gaussian"]}}
+    write_selection(tmp_path, space=space)
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert code == 2 and "needs releases that are Gaussian mechanisms" in err
+    write_selection(tmp_path, selection={"policy": "private_selection", "mean_trials": 1.5})
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.register("digits", "replace_one", "record", 1e-4, cap=3.0, filter="renyi")
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert code == 2 and "The budget of data set digits is epsilon 3" in err
+    with monkeypatch.context() as patch:  # as if somebody else had charged between the check and the charge
+        patch.setattr(Ledger, "check", lambda *_: None)
+        assert run_tune(tmp_path, "--quiet")[0] == 2
+    assert charges(tmp_path) == [] and not (tmp_path / "s" / "private.json").exists()
+    assert private_names(tmp_path, "selections") == []
+    code, _, err = run_tune(tmp_path, "--quiet", "--set", "set.privacy.epsilon=2")
+    assert (code, err, len(charges(tmp_path))) == (0, "", 1)
+
+
+def test_a_selection_charges_the_ledger_of_the_clusters_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests left
+    write_selection(tmp_path, set={"cluster.address": "127.0.0.1:1"})
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert code == 2 and "No Ray cluster answers at cluster.address 127.0.0.1:1" in err
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_trial_that_breaks_is_not_told_of(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dpsw_ray.private.protocol as protocol
+    import tune.private_selection as selecting
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def breaking(error: Exception) -> Any:
+        made = []
+
+        def write(group: Any, withheld: float) -> None:
+            made.append(group)
+            if len(made) == 2:
+                raise error
+            original(group, withheld)
+
+        return write
+
+    original = selecting.write_reference
+    monkeypatch.setattr(TrialsLaw, "draw", lambda law: 4)
+    write_selection(tmp_path)
+    with monkeypatch.context() as patch:  # between a release and the end of its noise secret
+        patch.setattr(protocol, "_commit", killed)
+        assert run_tune(tmp_path, "--quiet")[0] == 130
+    assert len(private_names(tmp_path, "keys")) == 1
+    for error, expected in ((KeyError("a loser"), 2), (FloatingPointError("a loser"), 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(selecting, "write_reference", breaking(error))
+            code, out, err = run_tune(tmp_path, "--resume")
+        assert code == expected and "loser" not in out + err
+        assert bool(err) == ("which stays secret" in err) == (code == 2)
+    assert private_names(tmp_path, "keys") == private_names(tmp_path, "selections") == []
+    assert len(charges(tmp_path)) == 1 and not list((tmp_path / "s").rglob("pending.json"))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    mark = tmp_path / "s" / "experiment.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"id": str(victim)}))
+    code, _, err = run_tune(tmp_path, "--quiet", "--resume")
+    assert code == 2 and "experiment.json is damaged" in err and victim.exists()
+
+
+def test_an_interrupted_private_selection_draws_nothing_twice(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tune.private_selection as selecting
 

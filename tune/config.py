@@ -177,10 +177,17 @@ def load_sweep(path: str | Path, overrides: list[str]) -> tuple[SweepConfig, str
         key, sep, raw = override.removeprefix("set.").partition("=")
         if not sep or not key.strip():
             raise UserError(f"--set takes key=value, such as set.privacy.epsilon=1, found {override!r}.")
-        base = values.setdefault("set", {})
+        if values.get("set") is None:
+            values["set"] = {}
+        base = values["set"]
         if not isinstance(base, dict):
             raise UserError(f"{where}: set must be a section with keys of its own.")
-        base[key.strip()] = yaml.safe_load(raw)
+        try:
+            base[key.strip()] = yaml.safe_load(raw)
+        except (yaml.YAMLError, ValueError):
+            raise UserError(
+                f"--set set.{key.strip()}: the value {raw!r} is not valid YAML; put text in quotes."
+            ) from None
     for key in [key for key, value in values.items() if value is None]:
         del values[key]
     try:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dpsw_ray.config import RunConfig
+from dpsw_ray.cluster.head_ledger import open_ledger
 from dpsw_ray.experiment.measures import MEASURES
 from dpsw_ray.experiment.page import render_page
 from dpsw_ray.files import write_bytes, write_json, write_text
 from dpsw_ray.plan import ledger_account
-from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.ledger import LedgerTotal
 from dpsw_ray.progress import Progress
 from tune.config import SweepConfig
 from tune.pictures import frontier_figure
 from tune.plan import SweepPlan, plan_sweep
 from tune.results import Result, describe_point
-from tune.sweep import make_best, run_sweep
+from tune.sweep import connected, make_best, run_sweep
 
 __all__ = ["plan_frontier", "run_frontier"]
 
@@ -35,7 +37,9 @@ def plan_frontier(sweep: SweepConfig, where: str) -> dict[float, SweepPlan]:
     assert sweep.epsilons is not None
     return {
         epsilon: plan_sweep(
-            sweep.model_copy(update={"epsilons": None, "name": f"{sweep.name}-{epsilon:g}"}), where, epsilon
+            sweep.model_copy(update={"epsilons": None, "name": f"{sweep.name}-{_exact(epsilon)}"}),
+            where,
+            epsilon,
         )
         for epsilon in sweep.epsilons
     }
@@ -59,16 +63,25 @@ def run_frontier(
     """
     results: list[Result] = []
     points: list[dict[str, Any]] = []
-    for epsilon, plan in plans.items():
-        progress.say(f"epsilon {epsilon:g}")
-        place = folder / f"epsilon-{epsilon:g}"
-        result = run_sweep(plan, place, resume and place.exists(), progress)
-        results.append(result)
-        if result.best is not None:
-            _make_base(result, place, progress)
-            points.append(_point(epsilon, result, place))
-        _write(name, folder, plan.base.config, points)
+    with ExitStack() as stack:
+        stack.callback(
+            connected(next(iter(plans.values())).base.config.cluster)
+        )  # once for all, and for the page
+        for epsilon, plan in plans.items():
+            progress.say(f"epsilon {_exact(epsilon)}")
+            place = folder / f"epsilon-{_exact(epsilon)}"
+            result = run_sweep(plan, place, resume and place.exists(), progress)
+            results.append(result)
+            if result.best is not None:
+                _make_base(result, place, progress)
+                points.append(_point(epsilon, result, place))
+            _write(name, folder, results, points)
     return results
+
+
+def _exact(epsilon: float) -> str:
+    """In full: no two epsilons go by the same name."""
+    return repr(float(epsilon)).removesuffix(".0")
 
 
 def _make_base(result: Result, place: Path, progress: Progress) -> None:
@@ -104,7 +117,15 @@ def _point(epsilon: float, result: Result, place: Path) -> dict[str, Any]:
     return found
 
 
-def _write(name: str, folder: Path, config: RunConfig, points: Sequence[dict[str, Any]]) -> None:
+def _accounts(results: Sequence[Result]) -> list[LedgerTotal]:
+    """Totals of the accounts that the sweeps were charged to."""
+    configs = [result.plan.config({}, result.plan.base.config.privacy.epsilon) for result in results]
+    names = dict.fromkeys(ledger_account(config) for config in configs)
+    ledger = open_ledger(configs[0].ledger_path)
+    return [ledger.total(name) for name in names]
+
+
+def _write(name: str, folder: Path, results: Sequence[Result], points: Sequence[dict[str, Any]]) -> None:
     measured = [key for key in _SHOWN if any(key in point.get("best", {}) for point in points)]
     write_json(folder / "frontier.json", {"points": list(points)})
     picture = None
@@ -113,10 +134,10 @@ def _write(name: str, folder: Path, config: RunConfig, points: Sequence[dict[str
             points, {key: (MEASURES[key].title, MEASURES[key].better) for key in measured}
         )
         write_bytes(folder / "frontier.png", picture)
-    total = Ledger(config.ledger_path).total(ledger_account(config))
     page = render_page(
         "tune", "frontier.html.j2", name=name, points=points, measured=measured, measures=MEASURES, picture=picture,
-        publishable=config.privacy.publishable and all(p["promised"] != "inf" for p in points), total=total,
+        publishable=all(result.privacy["publishable"] for result in results),
+        finite=not any(math.isinf(float(result.privacy["epsilon"])) for result in results), totals=_accounts(results),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     write_text(folder / "report.html", page)

@@ -22,7 +22,7 @@ from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_noise
 from dpsw_ray.privacy.events import Event, GaussianEvent, PrivateSelectionEvent
 from dpsw_ray.privacy.gaussian import AccountingError, gaussian_epsilon
 from dpsw_ray.privacy.relations import Relation
-from dpsw_ray.privacy.selection import TrialsLaw
+from dpsw_ray.privacy.selection import MOST_TRIALS, NEGLIGIBLE, TrialsLaw
 from tune.config import SweepConfig
 from tune.space import Space
 
@@ -44,6 +44,9 @@ _MECHANISM = ("release.", "encoder.", "method", "seed", "privacy.noise")
 
 _SLICES = ("release.bins", "release.smoothing", "release.law", "encoder.", "method")
 """What decides which distribution the slices show: distances to slices of different ones do not compare."""
+
+_ROWS = "release."
+"""Noisy projections smooth the slices by their own noise: all of this changes what a slice is."""
 
 _SHRINK = 1 - 1e-9
 _MOST_TRIES = 60
@@ -82,6 +85,11 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
                 f"{where}: space.{key} is the same for all trials, or they would not compare or not add up; put it "
                 "under `set`. Swept are flow.*, generator.*, release.*, encoder.*, method, seed and privacy.noise."
             )
+    if "encoder.seed" in space.keys:
+        raise UserError(
+            f"{where}: space.encoder.seed is the same for all trials: every encoder is trained from the base's public "
+            "seed, and a release paid for each value would be the same mechanism; take it out."
+        )
     mechanism = [key for key in space.keys if is_mechanism_key(key)]
     if policy == "reuse" and mechanism:
         raise UserError(
@@ -109,7 +117,10 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
             "choose scheduler.kind fifo."
         )
     if selection.score == "validation_slices":
-        if odd := [key for key in mechanism if key.startswith(_SLICES)]:
+        odd = [key for key in mechanism if key.startswith(_SLICES)]
+        if base.release_kind == "rows":
+            odd += [key for key in mechanism if key.startswith(_ROWS)]
+        if odd:
             raise UserError(
                 f"{where}: selection.score validation_slices compares distances to slices of one kind, but "
                 f"space.{odd[0]} changes what a slice is; choose selection.score public."
@@ -142,6 +153,13 @@ def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, 
         raise UserError(f"{policy} needs a finite privacy.epsilon, found .inf.")
     if base.privacy.noise_seed is not None:
         raise UserError(f"{policy} keeps its draws secret; take privacy.noise_seed out.")
+    selection = sweep.selection
+    if TrialsLaw.with_mean(selection.eta, selection.mean_trials).tail > NEGLIGIBLE:
+        raise UserError(
+            f"{policy} must be able to make as many trials as its law may ask for, but with selection.mean_trials "
+            f"{selection.mean_trials:g} and selection.eta {selection.eta:g} more than {MOST_TRIALS:,} of them are too "
+            "likely; choose a smaller mean_trials or a larger eta."
+        )
 
 
 def _methods(space: Space, base: RunConfig) -> set[str]:
@@ -224,7 +242,8 @@ def within_mu(event: Callable[[float], Event], relation: Relation, mu: float, de
         if found is None:
             raise UserError(
                 f"selection.policy private_selection needs releases that are Gaussian mechanisms, found "
-                f"{planned.label}: use method dpswflow-h or haar frames, with privacy.noise gaussian."
+                f"{planned.label}: use method dpswflow-h with privacy.noise gaussian, or method dpswflow with "
+                "release.law haar."
             )
         if found <= mu:
             return epsilon

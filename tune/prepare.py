@@ -6,6 +6,7 @@ is not trained again, a release that was charged is drawn once, with the same bi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.files import atomic_path
 from dpsw_ray.plan import ledger_account, make_plan
-from dpsw_ray.privacy.accountants import account
+from dpsw_ray.privacy.accountants import Account, account
 from dpsw_ray.privacy.events import Event
+from dpsw_ray.privacy.gaussian import EpsilonBounds
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.protocol import release_once, reserve_release
 from dpsw_ray.progress import Progress
@@ -180,24 +182,33 @@ def _release_all(
     if unpaid:
         progress.say(f"Releasing {len(groups)} times: sum, noise; all of it is charged")
     for group in groups:
-        stated = account([events[group.number]], p.relation, p.delta).to_dict() if alone else privacy
+        stated = _uncounted(account([events[group.number]], p.relation, p.delta)) if alone else privacy
         release_once(
             **arguments(group),
             run_id=plan.sweep.name,
-            manifest=_manifest(group, load_encoder(group.encoder), data, ledger, stated),
+            manifest=_manifest(
+                group, load_encoder(group.encoder), data, ledger, stated, plan.sweep.selection.policy
+            ),
             prepaid=True,
         )
     for workers in shards.values():
         workers.close()
 
 
+def _uncounted(alone: Account) -> dict[str, Any]:
+    """Of a release that may be chosen among several without counting the choice: no figure holds for it."""
+    infinite = EpsilonBounds(math.inf, math.inf, math.inf)
+    return {**alone.to_dict(), "epsilon": infinite.to_dict(), "mu": math.inf, "checks": {}}
+
+
 def _manifest(
-    group: Group, encoder: Encoder, data: Dataset, ledger: Ledger, privacy: dict[str, Any]
+    group: Group, encoder: Encoder, data: Dataset, ledger: Ledger, privacy: dict[str, Any], policy: str
 ) -> Callable[[ReleasePlan], dict[str, Any]]:
     """Of a release that was chosen among several: it costs what all of them cost."""
     return lambda plan: {
         **release_manifest(group.config, plan, data.info, encoder, ledger),
         "privacy": privacy,
+        "selection": policy,
     }
 
 

@@ -7,6 +7,8 @@ happens in this process, one trial after the other: nothing of a loser passes th
 
 The charge is durable before the number of trials is drawn. After a crash the trials that are there are used
 again, bit for bit; a folder that is gone cannot be made again under the same charge.
+
+What is shown bears the time of the charge: that of the best trial would tell its place among the others.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,19 @@ from dpsw_ray.files import write_bytes, write_json
 from dpsw_ray.plan import ledger_account, make_plan
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import PrivateSelectionEvent
-from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.private.protocol import begin_release, draw_release
+from dpsw_ray.privacy.ledger import Ledger, LedgerEntry
+from dpsw_ray.private.protocol import begin_release, draw_release, end_release
 from dpsw_ray.progress import Progress
 from dpsw_ray.publish import release_manifest
 from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.run import spawn_shards, train_encoder
 from tune.config import TrialsConfig
 from tune.plan import SweepPlan, SweepTrial
-from tune.policy import selection_event, selection_trial_mu, within_mu
+from tune.policy import is_mechanism_key, selection_event, selection_trial_mu, within_mu
 from tune.prepare import Group, Prepared, open_data, write_reference
 from tune.results import TrialResult
 from tune.space import Point
-from tune.trial import Outcome, Task, make_trial, read_outcome
+from tune.trial import MISTAKES, Outcome, Task, failed_outcome, make_trial, read_outcome
 
 __all__ = ["select_privately"]
 
@@ -72,76 +75,107 @@ def select_privately(
         encoder = train_encoder(plan.config({}, p.epsilon), data, encoder_dir, progress)
         mu = selection_trial_mu(plan.sweep, p.relation, p.epsilon, p.delta)
         event = selection_event(plan.sweep, p.relation, mu)
-        privacy = account([event], p.relation, p.delta).to_dict()
         shown = folder / "releases" / "00000"
+        manifest = shown / "release" / "manifest.json"
         room = _room(plan, data, folder)
-        if not (shown / "release" / "manifest.json").exists():
+        if not manifest.exists():
+            trials = _Trials(plan, data, encoder, encoder_dir, room, mu)
+            trials.check()
             ledger.register(ledger_account(base), p.relation, p.unit, p.delta, publishable=p.publishable)
-            selection_id = _pay(event, room, folder, ledger, plan)
+            entry = _pay(event, room, folder, ledger, plan)
             progress.say(
                 "Making a secret number of trials on the private side: charged once, the best alone is shown"
             )
             shards = spawn_shards(base, cluster, data, encoder_dir)
             shards.call("encode")
-            _Trials(plan, data, encoder, encoder_dir, shards, room, mu).show_best(
-                folder, lambda release: _manifest(release, selection_id, privacy, ledger)
-            )
+            try:
+                trials.show_best(shards, folder, lambda release: _manifest(release, entry, base))
+            except UserError:
+                raise
+            except Exception:  # what it says may tell of a trial that is not shown
+                raise UserError(
+                    f"A trial of the private selection of {folder} ended in an unexpected error, which stays secret; "
+                    "--resume goes on."
+                ) from None
+        entry = _charged(str(json.loads(manifest.read_text())["release_id"]), event, folder, ledger, plan)
         shutil.rmtree(room, ignore_errors=True)
     stored = json.loads((shown / "point.json").read_text())
     config = plan.config(stored["point"], stored["epsilon"])
     group = Group(0, config, encoder_dir, shown)
     outcome = read_outcome(folder / "trials" / "00000")
-    return Prepared((group,), (event,), stored["epsilon"], privacy), TrialResult(
+    privacy = account(entry.events, p.relation, p.delta).to_dict()
+    return Prepared((group,), entry.events, stored["epsilon"], privacy), TrialResult(
         SweepTrial(0, stored["point"], 0), outcome
     )
 
 
 def _room(plan: SweepPlan, data: Dataset, folder: Path) -> Path:
-    mark = json.loads((folder / "experiment.json").read_text())
-    return data.private_dir / "selections" / str(mark["id"])
+    found = str(json.loads((folder / "experiment.json").read_text())["id"])
+    if not re.fullmatch(r"[0-9a-f]{32}", found):  # the folder is deleted in the end: it must be no other one
+        raise UserError(f"{folder / 'experiment.json'} is damaged: give another --output.")
+    return data.private_dir / "selections" / found
 
 
-def _pay(event: PrivateSelectionEvent, room: Path, folder: Path, ledger: Ledger, plan: SweepPlan) -> str:
-    """Charges the whole, once; its id is durable before."""
+def _pay(
+    event: PrivateSelectionEvent, room: Path, folder: Path, ledger: Ledger, plan: SweepPlan
+) -> LedgerEntry:
+    """Charges the whole, once, and returns the charge; its id is durable before."""
     pending, state = folder / _PENDING, room / "state.json"
     selection_id = str(json.loads(pending.read_text())["release_id"]) if pending.exists() else None
-    charged = selection_id is not None and ledger.find_charge(selection_id) is not None
-    if charged and not state.exists():
+    if selection_id is not None and ledger.find_charge(selection_id) is not None:
+        entry = _charged(selection_id, event, folder, ledger, plan)
+        if not state.exists():
+            raise UserError(
+                f"The private selection of {folder} was charged, but its private part is gone: begin anew in another "
+                "--output, which is charged again."
+            )
+        return entry
+    name = ledger_account(plan.base.config)
+    ledger.check(name, plan.base.config.privacy.relation, [event])  # refused before the folder is anybody's
+    shutil.rmtree(room, ignore_errors=True)  # of an attempt that was never charged
+    selection_id = secrets.token_hex(16)
+    room.mkdir(mode=0o700, parents=True)
+    room.chmod(0o700)
+    _write(state, {"points": None})
+    write_json(pending, {"release_id": selection_id})
+    note = f"sweep {plan.sweep.name}: private selection"
+    try:
+        ledger.charge(name, [event], plan.sweep.name, note, release_id=selection_id)
+    except UserError:
+        pending.unlink()
+        shutil.rmtree(room, ignore_errors=True)
+        raise
+    return _charged(selection_id, event, folder, ledger, plan)
+
+
+def _charged(
+    selection_id: str, event: PrivateSelectionEvent, folder: Path, ledger: Ledger, plan: SweepPlan
+) -> LedgerEntry:
+    """The charge; refuses one that was for another sweep, which must not pay for this one."""
+    entry = ledger.find_charge(selection_id)
+    if entry is None or entry.dataset != ledger_account(plan.base.config) or entry.events != (event,):
         raise UserError(
-            f"The private selection of {folder} was charged, but its private part is gone: begin anew in another "
+            f"The private selection of {folder} is not what was charged to {ledger_account(plan.base.config)} in the "
+            f"ledger {ledger.path}: go on with the config and the ledger it was begun with, or begin anew in another "
             "--output, which is charged again."
         )
-    if selection_id is None or not charged:
-        selection_id = secrets.token_hex(16)
-        room.mkdir(mode=0o700, parents=True, exist_ok=True)
-        room.chmod(0o700)
-        _write(state, {"points": None})
-        write_json(pending, {"release_id": selection_id})
-        note = f"sweep {plan.sweep.name}: private selection"
-        ledger.charge(
-            ledger_account(plan.base.config), [event], plan.sweep.name, note, release_id=selection_id
-        )
-    return selection_id
+    return entry
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     write_bytes(path, json.dumps(values).encode(), mode=0o600)
 
 
-def _manifest(
-    release: Release, selection_id: str, privacy: Mapping[str, Any], ledger: Ledger
-) -> dict[str, Any]:
-    """Of the release that is shown: it goes by the id of the charge, and costs what the whole costs."""
-    entry = ledger.find_charge(selection_id)
-    assert entry is not None
-    stated = {"account": entry.dataset, "entry": entry.entry_hash}
-    publishable = entry.publishable
+def _manifest(release: Release, entry: LedgerEntry, base: RunConfig) -> dict[str, Any]:
+    """Of the release that is shown: it goes by the charge's id and time, and costs what the whole costs."""
     return {
         **release.manifest,
-        "release_id": selection_id,
-        "privacy": dict(privacy),
-        "ledger": stated,
-        "publishable": publishable,
+        "release_id": entry.release_id,
+        "privacy": account(entry.events, base.privacy.relation, base.privacy.delta).to_dict(),
+        "ledger": {"account": entry.dataset, "entry": entry.entry_hash},
+        "publishable": entry.publishable,
+        "created": entry.time,
+        "selection": "private_selection",
     }
 
 
@@ -154,17 +188,27 @@ class _Trials:
         data: Dataset,
         encoder: Encoder,
         encoder_dir: Path,
-        shards: WorkerGroup,
         room: Path,
         mu: float,
     ) -> None:
         self._plan, self._data, self._encoder, self._encoder_dir = plan, data, encoder, encoder_dir
-        self._shards, self._room, self._mu = shards, room, mu
+        self._room, self._mu = room, mu
 
-    def show_best(self, folder: Path, manifest: Any) -> None:
+    def check(self) -> None:
+        """Refuses a space that holds a release which is no Gaussian mechanism, before anything is charged."""
+        corners = self._plan.space.corners()
+        mechanisms = [{key: p[key] for key in p if is_mechanism_key(key)} for p in corners]
+        for mechanism in {json.dumps(m, default=str): m for m in mechanisms}.values():
+            self._config(mechanism)
+
+    def show_best(
+        self, shards: WorkerGroup, folder: Path, manifest: Callable[[Release], dict[str, Any]]
+    ) -> None:
         """Makes what is missing and moves the best trial's release and outcome to the sweep's folder."""
         points = self._points()
-        outcomes = [self._trial(number, point) for number, point in enumerate(points)]
+        outcomes = [self._trial(shards, number, point) for number, point in enumerate(points)]
+        for number in range(len(points)):  # no noise secret outlives the choice, of a failed trial neither
+            end_release(shards, self._room / f"{number:06d}" / "release")
         sign = self._plan.score.sign
         scores = [math.inf if o.score is None else sign * o.score for o in outcomes]
         best = int(np.argmin(scores))
@@ -212,26 +256,32 @@ class _Trials:
         info = self._data.info
         return make_plan(config, self._encoder.latent_dim, len(info.classes), info.private_count, release_id)
 
-    def _trial(self, number: int, point: Point) -> Outcome:
+    def _trial(self, shards: WorkerGroup, number: int, point: Point) -> Outcome:
         place = self._room / f"{number:06d}"
         if (done := read_outcome(place)).status != "pending":
             return done
+        try:
+            return self._made(shards, number, point, place)
+        except MISTAKES as error:  # an outcome as any other: to end here would tell of this trial
+            outcome = failed_outcome(error)
+            outcome.write(place)
+            return outcome
+
+    def _made(self, shards: WorkerGroup, number: int, point: Point, place: Path) -> Outcome:
         config = self._config(point)
         group = Group(number, config, self._encoder_dir, place)
         if not (place / "release" / "manifest.json").exists():
             plan = begin_release(
-                self._shards, lambda release_id: self._release_plan(config, release_id), place / "release"
+                shards, lambda release_id: self._release_plan(config, release_id), place / "release"
             )
             draw_release(
-                self._shards, plan, place / "release", noise_seed=None,
+                shards, plan, place / "release", noise_seed=None,
                 manifest=lambda plan: _unchosen(config, plan, self._data, self._encoder),
             )  # fmt: skip
+        end_release(shards, place / "release")  # where somebody died between the release and its commit
         selection = self._plan.sweep.selection
-        try:
-            if selection.score == "validation_slices":
-                write_reference(group, selection.withheld)
-        except UserError as error:
-            return Outcome("failed", error=str(error))
+        if selection.score == "validation_slices":
+            write_reference(group, selection.withheld)
         return make_trial(Task(config, group, place, selection, TrialsConfig()), lambda step, score: None)
 
 

@@ -121,6 +121,8 @@ def _statement(plan: SweepPlan, account: Mapping[str, Any], each: float) -> list
             f"A secret number of trials was made, each with a release of its own; the best alone is shown. That costs "
             f"{promise} (Papernot and Steinke 2022, Theorem 2).",
             "How many trials there were, what the others gave and how long they took is part of the secret.",
+            "All of it happened in one process, on the machine that the sweep was started on, which reads the private "
+            "records itself: until the best was known, that process and its owner were trusted.",
         ],
         "nonprivate": [
             "Epsilon is infinite: the best of several releases was chosen by looking at all of them, which was "

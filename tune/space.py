@@ -29,6 +29,9 @@ Point = dict[str, Any]
 """Values by key of the run config; a key whose condition does not hold is missing."""
 
 MOST_CORNERS = 4_096
+_LARGEST = 2.0**53
+"""Up to which whole numbers are told apart."""
+
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint")
 
 
@@ -192,12 +195,14 @@ def _distribution(
 def _range(kind: str, values: Sequence[Any], where: str) -> tuple[Any, Any]:
     try:
         low, high = (float(value) for value in values if not isinstance(value, bool))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}.{kind} must be [lowest, highest], found {list(values)!r}.") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(
             f"{where}.{kind} must be [lowest, highest] with lowest < highest, found {list(values)!r}."
         )
+    if max(abs(low), abs(high)) > _LARGEST:
+        raise UserError(f"{where}.{kind} must stay within {_LARGEST:g}, found {list(values)!r}.")
     if kind == "loguniform" and low <= 0:
         raise UserError(f"{where}.loguniform must begin above 0, found {low:g}.")
     if kind == "randint":
@@ -218,6 +223,8 @@ def _conditions(when: Any, before: Mapping[str, Distribution], where: str) -> di
         if other is None or not other.listed:
             raise UserError(f"{where}.when: {key} must stand above it in the space, as a choice or a grid.")
         wanted = tuple(allowed) if isinstance(allowed, list) else (allowed,)
+        if not wanted:
+            raise UserError(f"{where}.when: {key} must name at least one value, found [].")
         if missing := [value for value in wanted if value not in other.values]:
             raise UserError(
                 f"{where}.when: {key} is never {missing[0]!r}; it is one of {list(other.values)!r}."

@@ -41,7 +41,7 @@ from tune.results import (
 from tune.tracking import record_result, record_trial
 from tune.trial import Outcome, read_outcome
 
-__all__ = ["Interrupted", "run_sweep"]
+__all__ = ["Interrupted", "connected", "make_best", "run_sweep"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,17 +69,21 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         folder = stack.enter_context(ExperimentFolder(output, "sweep"))
         _claim(plan, folder, resume)
         private = plan.sweep.selection.policy == "private_selection"
-        if not private:  # which shows nothing of its trials, so that no worker elsewhere may see them
-            _, stop = connect(config.cluster.model_copy(update={"executor": "ray"}))
-            stack.callback(stop)
+        stack.callback(connected(config.cluster))  # tells on which machine the ledger is
         ledger = open_ledger(config.ledger_path)
-        recorder = stack.enter_context(Recorder(config.tracking, folder, plan.sweep.name))
-        recorder.begin({"policy": plan.sweep.selection.policy, "score": plan.score.name})
+
+        def open_recorder() -> Recorder:
+            recorder = stack.enter_context(Recorder(config.tracking, folder, plan.sweep.name))
+            recorder.begin({"policy": plan.sweep.selection.policy, "score": plan.score.name})
+            return recorder
+
         if private:
             prepared, chosen = select_privately(plan, folder.path, ledger, progress)
+            recorder = open_recorder()  # not before: it tells when it was opened
             result = Result(plan, [chosen], _privacy(plan, prepared, ledger))
             recorder.record("best", _writer(chosen, prepared.groups[0].config))
         else:
+            recorder = open_recorder()
             with open_cluster(config.cluster) as cluster:
                 prepared = prepare(plan, folder.path, cluster, ledger, progress)
             result = _search(plan, prepared, folder, ledger, recorder, progress, seconds)
@@ -93,6 +97,11 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         return result
 
 
+def connected(cluster: ClusterConfig) -> Callable[[], None]:
+    """Connects to the Ray that the trials run on, where that is not done yet; returns what undoes it."""
+    return connect(cluster.model_copy(update={"executor": "ray"}))[1]
+
+
 def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
     """Makes the folder that of this sweep; another sweep, or this one without `--resume`, is refused."""
     mine = {
@@ -102,7 +111,11 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
     begun = any((folder / name).exists() for name in ("releases", "trials", "private.json"))
     for name, values in mine.items():
         path = folder / name
-        if begun and path.exists():
+        if begun:
+            if not path.exists():  # what was paid for would be taken for what this config asks for
+                raise UserError(
+                    f"{folder.path} holds a sweep whose {name} is missing: restore it, or give another --output."
+                )
             stored = yaml.safe_load(path.read_text())
             if stored != json.loads(json.dumps(values)):
                 raise UserError(

@@ -29,10 +29,13 @@ from tune.config import SelectionConfig, TrialsConfig
 from tune.prepare import Group
 from tune.scores import HeldOut, PublicScore, withhold
 
-__all__ = ["Outcome", "Task", "make_trial", "read_outcome"]
+__all__ = ["MISTAKES", "Outcome", "Task", "failed_outcome", "make_trial", "read_outcome"]
 
 _SHOWN = 256
 """Particles of a trial that are kept for its pictures, the first of a public shuffle."""
+
+MISTAKES = (UserError, ArithmeticError, ValueError, RuntimeError, MemoryError, OSError)
+"""What a configuration that cannot be made ends with."""
 
 Status = Literal["pending", "finished", "stopped", "failed"]
 
@@ -104,13 +107,18 @@ def make_trial(task: Task, report: Callable[[int, float], None]) -> Outcome:
     """
     try:
         outcome = _made(task, report)
-    except (UserError, ArithmeticError, ValueError, RuntimeError, MemoryError, OSError) as error:
-        sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        outcome = Outcome("failed", error=" ".join(sentence.split()))
+    except MISTAKES as error:
+        outcome = failed_outcome(error)
     outcome.write(task.folder)
     if outcome.score is not None:
         report(outcome.steps, outcome.score)
     return outcome
+
+
+def failed_outcome(error: BaseException) -> Outcome:
+    """Of a trial that ended with one of `MISTAKES`."""
+    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return Outcome("failed", error=" ".join(sentence.split()))
 
 
 def _made(task: Task, report: Callable[[int, float], None]) -> Outcome:

@@ -16,14 +16,22 @@ from numpy.typing import NDArray
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.losses import Loss
 
-__all__ = ["Selected", "TrialsLaw"]
+__all__ = ["MOST_TRIALS", "NEGLIGIBLE", "Selected", "TrialsLaw"]
 
 _ORDERS: NDArray[np.float64] = np.concatenate(
     [1 + np.geomspace(0.01, 63, 160), np.arange(65.0, 129.0), np.geomspace(129, 1e6, 200).round()]
 )
 """Where the second order of the theorem is looked for: any one gives a valid bound."""
 
+MOST_TRIALS = 100_000
+"""That are ever drawn: laws under which more of them are likely are refused, for a law that is cut is another one."""
+
+NEGLIGIBLE = 1e-12
+"""Probability of more than `MOST_TRIALS` that is left out, far below any delta."""
+
 _UNIFORM_BITS = 53
+_LEAST_MEAN = 1 + 1e-6
+_LEAST_GAMMA = 1e-150
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,13 @@ class TrialsLaw:
         """The law of this shape with at most this mean number of trials, to nine digits.
 
         Raises:
-            UserError: a mean that is not above 1 or that no gamma in double precision gives.
+            UserError: a mean out of range.
         """
-        if not 1 < mean <= 1e6:
-            raise UserError(f"The mean number of trials must lie above 1 and be at most 1e6, found {mean!r}.")
-        low, high = 1e-300, 1 - 1e-12  # the mean falls as gamma rises
+        if not _LEAST_MEAN <= mean <= 1e6:
+            raise UserError(
+                f"The mean number of trials must be at least {_LEAST_MEAN:.6f} and at most 1e6, found {mean!r}."
+            )
+        low, high = _LEAST_GAMMA, 1 - 1e-12  # the mean falls as gamma rises; below, the products underflow
         for _ in range(2_000):
             middle = math.sqrt(low * high) if low < 0.5 * high else (low + high) / 2
             if middle in (low, high):
@@ -72,13 +82,38 @@ class TrialsLaw:
             return (1 / gamma - 1) / log
         return eta * (1 - gamma) / gamma / -math.expm1(-eta * log)
 
+    @property
+    def tail(self) -> float:
+        """A bound on P[T > MOST_TRIALS]: the first such probability, and the rest by a geometric series."""
+        eta, count = self.eta, MOST_TRIALS + 1
+        ratio = (1 - self.gamma) * max(1.0, (count + eta) / (count + 1))
+        if ratio >= 1:
+            return 1.0
+        log = (
+            self._log_first()
+            + (count - 1) * math.log1p(-self.gamma)
+            + math.lgamma(count + eta)
+            - math.lgamma(1 + eta)
+            - math.lgamma(count + 1)
+        )
+        return min(1.0, math.exp(min(0.0, log)) / (1 - ratio))
+
     def draw(self) -> int:
-        """T, from operating-system entropy."""
+        """T, from operating-system entropy.
+
+        Raises:
+            UserError: a law that may ask for more than `MOST_TRIALS`.
+        """
+        if self.tail > NEGLIGIBLE:
+            raise UserError(
+                f"A random number of trials with eta {self.eta:g} and mean {self.mean:g} may be more than "
+                f"{MOST_TRIALS:,}: choose a smaller mean or a larger eta."
+            )
         uniform = (secrets.randbits(_UNIFORM_BITS) + 0.5) / 2**_UNIFORM_BITS
         trials, cumulated, probability = 1, 0.0, self._first()
         while True:
             cumulated += probability
-            if uniform < cumulated or trials >= 10_000_000:
+            if uniform < cumulated or trials >= MOST_TRIALS:
                 return trials
             probability *= (1 - self.gamma) * (trials + self.eta) / (trials + 1)
             if probability < 1e-18 * cumulated and trials > self.mean:
@@ -87,11 +122,16 @@ class TrialsLaw:
 
     def _first(self) -> float:
         """P[T = 1]."""
+        return math.exp(self._log_first())
+
+    def _log_first(self) -> float:
         eta, gamma = self.eta, self.gamma
         log = -math.log(gamma)
         if abs(eta) * log < 1e-8:
-            return (1 - gamma) / log
-        return (1 - gamma) * eta / math.expm1(eta * log)
+            return math.log1p(-gamma) - math.log(log)
+        if eta * log > 700:  # where expm1 has no figure, the 1 in it counts for nothing
+            return math.log1p(-gamma) + math.log(eta) - eta * log
+        return math.log1p(-gamma) + math.log(eta / math.expm1(eta * log))
 
     def probabilities(self, upto: int) -> list[float]:
         """P[T = 1], P[T = 2], ..., P[T = upto]."""

@@ -86,6 +86,7 @@ class RunFacts:
         total_epsilon: upper bound of all charges to it.
         charges: how many there are.
         trust: who sees what during the run: `central`, `distributed` or `local` (federated runs).
+        uncounted: the release was chosen among several, and the choice was not counted.
     """
 
     dataset: str
@@ -95,6 +96,7 @@ class RunFacts:
     total_epsilon: float
     charges: int
     trust: str = "central"
+    uncounted: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,19 @@ def state(privacy: Mapping[str, Any], facts: RunFacts) -> Statement:
         privacy: `Account.to_dict()`, infinities as such or as the text "inf".
         facts: of the run.
     """
+    if facts.uncounted:
+        return Statement(
+            protects=(f"Nobody: no record of the private part of {facts.dataset} is protected.",),
+            against=(),
+            promise=(
+                "Nothing: the release was chosen among several by looking at all of them, and the choice was not "
+                "counted, so epsilon is infinite.",
+            ),
+            not_covered=("Everything. Neither the release nor anything computed from it may be published.",),
+            counted_by=(
+                "Nothing was counted: the ledger's research account has what each release costs by itself.",
+            ),
+        )
     if math.isinf(float(privacy["epsilon"]["upper"])):
         return Statement(
             protects=(f"Nobody: no record of the private part of {facts.dataset} is protected.",),
@@ -158,6 +173,9 @@ def _protects(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
 _DURING = {
     "record": "During the run, the driver and its logs see masked sums and the noisy total. The masks hold against a "
     "driver that is curious but runs this program, not against one that was changed.",
+    "selection": "During the run, the process that makes the trials is trusted, with the machine that it runs on: it "
+    "reads the private records itself and sees every trial. What it keeps until the best is known lies in a folder "
+    "that its owner alone can read.",
     "central": "During the run, the server is trusted: it adds the users' messages up and then adds the noise. Nothing "
     "without noise leaves it.",
     "distributed": "The server too, during the run, as long as it follows the protocol and no more users work together "
@@ -173,8 +191,14 @@ def _against(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
         "It holds whatever they know besides: the method, its code, the config, the public seeds, all other records.",
         "They may compute what they like, short of breaking the cryptographic generators that noise and masks come "
         "from.",
-        _DURING["record" if privacy["unit"] == "record" else facts.trust],
+        _DURING[_during(privacy, facts)],
     )
+
+
+def _during(privacy: Mapping[str, Any], facts: RunFacts) -> str:
+    if any(event["kind"] == "private_selection" for event in privacy["events"]):
+        return "selection"
+    return "record" if privacy["unit"] == "record" else facts.trust
 
 
 def _promise(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from dpsw_ray.private.masking import unmask
 from dpsw_ray.release.plan import ReleasePlan
 from dpsw_ray.release.release import Release
 
-__all__ = ["begin_release", "draw_release", "release_once", "reserve_release"]
+__all__ = ["begin_release", "draw_release", "end_release", "release_once", "reserve_release"]
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def release_once(
     if (folder / "manifest.json").exists():
         release = Release.load(folder)
         release_id = str(release.manifest["release_id"])
-        _check_charged(ledger, account, release_id, folder)
+        _check_charged(ledger, account, release_id, folder, make_plan if prepaid else None)
         _commit(shards, release_id, pending)
         return release
     plan = _begun(shards, make_plan, pending, ledger, account, noise_seed, prepaid)
@@ -113,11 +113,11 @@ def reserve_release(
         The plan to charge under its `release_id`; None where that was done before.
 
     Raises:
-        UserError: it was charged, and can no longer be repeated.
+        UserError: it was charged, and can no longer be repeated; or what is stored was charged for another plan.
     """
     pending = folder / "pending.json"
     if (folder / "manifest.json").exists():
-        _check_charged(ledger, account, str(Release.load(folder).manifest["release_id"]), folder)
+        _check_charged(ledger, account, str(Release.load(folder).manifest["release_id"]), folder, make_plan)
         return None
     if _begun(shards, make_plan, pending, ledger, account, noise_seed, True) is not None:
         return None
@@ -157,6 +157,14 @@ def draw_release(
     return release
 
 
+def end_release(shards: WorkerGroup, folder: Path) -> None:
+    """Destroys the noise secret of a release that was begun in `folder` and not committed: it is never drawn again."""
+    pending = folder / "pending.json"
+    begun = _pending_id(pending)
+    if begun is not None:
+        _commit(shards, begun, pending)
+
+
 def _new_plan(
     shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, noise_seed: int | None
 ) -> ReleasePlan:
@@ -169,14 +177,25 @@ def _new_plan(
     return plan
 
 
-def _check_charged(ledger: Ledger, account: str, release_id: str, folder: Path) -> None:
-    """Refuses a release of elsewhere: this ledger's totals would not know of it."""
+def _check_charged(
+    ledger: Ledger,
+    account: str,
+    release_id: str,
+    folder: Path,
+    make_plan: Callable[[str], ReleasePlan] | None = None,
+) -> None:
+    """Refuses a release of elsewhere, which this ledger's totals would not know; with a plan, one of another plan."""
     entry = ledger.find_charge(release_id)
     if entry is None or entry.dataset != account:
         raise UserError(
             f"The release stored in {folder} is not charged to {account} in the ledger {ledger.path}: use the "
             "ledger it was charged to (paths.ledger), give another --output, or draw more samples from it "
             "with `dpsw generate`."
+        )
+    if make_plan is not None and entry.events != (make_plan(release_id).event,):
+        raise UserError(
+            f"The release stored in {folder} was charged for another mechanism or another epsilon than this config's: "
+            "go on with the config it was made with, or give another --output."
         )
 
 
