@@ -39,7 +39,7 @@ def population_data(config: FederatedConfig, cluster: Cluster, progress: Progres
             progress.say(
                 f"Dividing the users of {config.data.account} into public, private and test users (once)"
             )
-            with _locked(folder):
+            with _locked(folder.with_name("account")):  # the lock of all divisions of these records
                 if not (folder / "dataset.json").exists():
                     cluster.run(ingest_users, config, folder)
         users = json.loads((folder / "dataset.json").read_text())["users"]

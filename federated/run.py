@@ -61,7 +61,8 @@ def run_federated(
         nullcontext(open_ledger(config.ledger_path)) as ledger,
         open_tracker(config.tracking, path.parent, config.name) as tracker,
     ):
-        ledger.check(ledger_account(config), config.privacy.relation)
+        p = config.privacy
+        ledger.check(ledger_account(config), p.relation, unit=p.unit, delta=p.delta)
         tracker.params(config.model_dump(mode="json"))
         with timings.phase("data", tells_count=True):
             data, users = population_data(config, cluster, progress)
@@ -72,14 +73,13 @@ def run_federated(
         progress.say(f"Preparing {users:,} users (on the private side)")
         for step in ("encode", "arrange", "fill", "finish"):
             shards.call(step, retry=True)
-        p = config.privacy
         ledger.register(ledger_account(config), p.relation, p.unit, p.delta, publishable=p.publishable)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)
-        release = merged(rounds, config, ledger)
+        release = merged(rounds, config)
         if not (folder / "release" / "manifest.json").exists():
             release.save(folder / "release")
         with timings.phase("denoise"):
-            targets = [target for one in rounds.releases for target in denoise(one)]
+            targets = [target for one in rounds.releases for target in denoise(one, config.flow.denoising)]
         with timings.phase("flow"):
             flow = move_points(
                 config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress
@@ -93,7 +93,7 @@ def run_federated(
         results = Results(
             config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds,
             mechanism=mechanism(config), sections=sections(config, rounds, users, folder / "encoder"),
-            trust=config.trust,
+            trust=config.trust, simulated=config.simulated,
         )  # fmt: skip
         privacy = publish(results, folder.path, ledger, tracker)
         write_json(folder / "rounds.json", summary(config, rounds, users, folder / "encoder"))
@@ -106,7 +106,7 @@ def spawn_users(
 ) -> WorkerGroup:
     """The population, on the workers of the cluster; nothing is read yet."""
     latents_key = hashlib.sha256((encoder_dir / "encoder.json").read_bytes()).hexdigest()[:32]
-    law = config.population.model_dump(mode="json", exclude={"malformed", "full_weight_at", "name"})
+    law = config.population.model_dump(mode="json", exclude={"malformed", "full_weight_at"})
     store = hashlib.sha256(json.dumps([latents_key, users, law], sort_keys=True).encode()).hexdigest()[:32]
     shared = {
         "size": cluster.size,

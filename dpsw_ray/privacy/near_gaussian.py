@@ -18,8 +18,8 @@ fixes the constant up to the same. Rounding: ln g(k) - ln phi(k) is between -1 /
 Consequence. On all cells of all releases together, adaptive ones included, the two laws are within a factor e^H of each
 other but for a probability T, H and T the sums of eta and tau over the cells. A release with rounded Gaussian noise is
 a post-processed Gaussian mechanism; if it is (e, d)-private, the one with Skellam noise is (e + 2 H, d')-private, with
-d' = e^H d + T (1 + e^(H + e)). Both hold for every e that is not negative, so that they give a privacy curve; below 2 H
-it rises by no more than e^(2 H) - e^epsilon, as any P(S) <= e^(2 H) Q(S) + d' <= e^epsilon Q(S) + d' + e^(2 H) - e^epsilon.
+d' = e^H d + T (1 + e^(H + e)). This holds for every e that is not negative, which gives a privacy curve; left of 2 H it
+rises by at most e^(2 H) - e^epsilon, as P(S) <= e^(2 H) Q(S) + d' <= e^epsilon Q(S) + d' + e^(2 H) - e^epsilon.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def likeness(variance: float, reach: float) -> tuple[float, float]:
     return eta * (1 + 1e-9), tau * (1 + 1e-9)
 
 
-def near_gaussian_epsilon(
-    mu_squared: float, noises: Noises, delta: float
-) -> EpsilonBounds:
+def near_gaussian_epsilon(mu_squared: float, noises: Noises, delta: float) -> EpsilonBounds:
     """Epsilon of Gaussian mechanisms and Skellam ones together; an upper bound, the lower one is 0.
 
     Args:
