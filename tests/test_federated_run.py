@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from federated_support import DIGITS, SMALL, shards_of, small
 from support import RecordingCluster
@@ -245,6 +247,35 @@ def test_the_threshold_is_of_those_who_are_asked(home: Path, tmp_path: Path) -> 
         assert record["outcome"] == "released" and record["asked"] < 60  # of 100, who were the measure once
         assert record["threshold"] == math.ceil(0.6 * record["asked"])
     assert result.privacy["epsilon"]["upper"] <= 10
+    page = (result.folder / "report.html").read_text()
+    assert "skellam" in page and "Skellam noise is whole numbers" in page
+
+
+def test_more_samples_are_drawn_from_a_stored_release(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpsw_ray.cli import main as dpsw_main
+    from federated.cli import main
+
+    config = run_of(home, tmp_path, *ROUNDS)
+    result = run_federated(config, tmp_path / "run", QUIET)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["federated", "generate", str(result.folder), "--out", f"{tmp_path}/a.parquet", "--num", "60"],
+    )
+    with contextlib.suppress(SystemExit):
+        main()
+    own, more = (pq.read_table(path) for path in (result.folder / "samples.parquet", tmp_path / "a.parquet"))
+    assert more.num_rows == 60 and more.schema.equals(own.schema) and charges(config) == 4
+    monkeypatch.setattr(
+        sys, "argv", ["dpsw", "generate", str(result.folder), "--out", f"{tmp_path}/b.parquet"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        dpsw_main()
+    assert (
+        stop.value.code == 2 and "draw from it with `python -m federated generate`" in capfd.readouterr().err
+    )
 
 
 def test_other_divisions_of_the_same_records_spend_of_the_same_budget(home: Path, tmp_path: Path) -> None:

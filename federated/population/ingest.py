@@ -128,6 +128,7 @@ def _rule(config: FederatedConfig) -> dict[str, Any]:
     data = config.data
     return {
         "rule": "u = 2^-64 * BLAKE2b-64(user, key = BLAKE2b-256(split_seed))",
+        "test": f"u < {data.test_fraction}",
         "public_fraction": data.public_fraction,
         "test_fraction": data.test_fraction,
         "split_seed": data.split_seed,
