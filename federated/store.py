@@ -57,6 +57,10 @@ class UserStore:
                 self._create(counts, dim)
 
     def _create(self, counts: NDArray[np.int64], dim: int) -> None:
+        for left in self.folder.parent.glob(
+            f"{self._part.name}*"
+        ):  # by a process that was killed: the lock is ours
+            shutil.rmtree(left)
         fresh = Path(tempfile.mkdtemp(prefix=self._part.name, dir=self.folder.parent))  # for the owner only
         total = int(counts.sum())
         shapes = {"latents.npy": ((total, dim), np.int32), "labels.npy": ((total,), np.int32)}
@@ -108,9 +112,6 @@ class UserStore:
         """Sorts the private latents by user, and a user's by label, where nobody has."""
         with self._locked():
             if not self.ready:
-                shutil.rmtree(
-                    self._part, ignore_errors=True
-                )  # left by a process that was killed: the lock is ours
                 self._arrange(records, partitioner, users, seed)
                 self._finish()
 

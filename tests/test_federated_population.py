@@ -250,10 +250,12 @@ def test_what_a_killed_run_left_of_a_store_is_not_taken_for_one(tmp_path: Path) 
     store = parts[0].store
     whole, left = store.fingerprint(), store.folder.with_name(f".{store.folder.name}.part")
     shutil.rmtree(store.folder)
-    left.mkdir()
-    (left / "latents.npy").write_bytes(b"half")
+    begun = left.with_name(f"{left.name}abc")
+    for folder in (left, begun):
+        folder.mkdir()
+        (folder / "latents.npy").write_bytes(b"half")
     again, _ = shards_of(config, tmp_path)
-    assert again[0].store.fingerprint() == whole and not left.exists()
+    assert again[0].store.fingerprint() == whole and not left.exists() and not begun.exists()
 
 
 def test_a_leaf_folder_gives_users_and_images(tmp_path: Path) -> None:
