@@ -591,6 +591,7 @@ _WANTED = {
     "less_than": "less than {lt:g}",
     "literal_error": "{expected}",
     "finite_number": "a finite number",
+    "none_required": "null",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",

@@ -29,7 +29,7 @@ from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.plan import ledger_account
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.privacy.statement import RunFacts, state
+from dpsw_ray.privacy.statement import RunFacts, noise_kinds, state
 from dpsw_ray.release import Release, ReleasePlan, RowPlan
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.samples import write_particles, write_samples
@@ -57,7 +57,7 @@ class Results:
     """What the pipeline computed; nothing in it is private.
 
     `mechanism` and `sections` are what the report says of a release that is not made from one table of records;
-    `trust` says who sees what during the run.
+    `trust` says who sees what during the run, `simulated` that users were made up.
     """
 
     config: RunConfig
@@ -72,6 +72,7 @@ class Results:
     mechanism: str | None = None
     sections: Sequence[ReportSection] = ()
     trust: str = "central"
+    simulated: bool = False
 
 
 def release_manifest(
@@ -115,6 +116,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         charges=total.charges,
         trust=results.trust,
         uncounted=_uncounted(release),
+        simulated=results.simulated,
     )
     privacy = {
         **release.manifest["privacy"],
@@ -267,7 +269,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "bins": release.grid.bins,
         "smoothing sigma": release.grid.sigma,
         "classes": release.blocks,
-        "noise": results.config.privacy.noise,
+        "noise": ", ".join(sorted(noise_kinds(release.manifest["privacy"]["events"]))),
         **_noise(release),
         "private records": release.manifest["private_records"],
         "particles": len(results.flow.particles),

@@ -138,7 +138,12 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
 
 
 def generate(
-    folder: Path, out: Path, num: int, seed: int | None = None, progress: Progress | None = None
+    folder: Path,
+    out: Path,
+    num: int,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    load: Callable[[Path], RunConfig] = load_config,
 ) -> None:
     """Draws more samples from a stored release: post-processing, nothing is charged and no record is read.
 
@@ -149,11 +154,12 @@ def generate(
         seed: public seed of the new particles; default: the run's, so that the run's own number of
             particles gives the run's own samples.
         progress: where to report.
+        load: reads the run's config.
     """
     progress = progress or Progress()
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} is not the folder of a run (config.yaml is missing).")
-    config = load_config(folder / "config.yaml")
+    config = load(folder / "config.yaml")
     config = config.model_copy(update={"flow": config.flow.model_copy(update={"particles": num})})
     drawn = config.seed if seed is None else seed
     release = Release.load(folder / "release")

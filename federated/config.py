@@ -8,13 +8,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dpsw_ray.config import DataConfig, PrivacyConfig, Real, RunConfig, Text, Whole, load_model
+from dpsw_ray.config import DataConfig, PrivacyConfig, Real, ReleaseConfig, RunConfig, Text, Whole, load_model
 
 __all__ = [
     "DropoutConfig",
     "FederatedConfig",
     "FederatedDataConfig",
     "FederatedPrivacyConfig",
+    "FederatedReleaseConfig",
     "PopulationConfig",
     "SecAggConfig",
     "StragglersConfig",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 Trust = Literal["central", "distributed", "local"]
+
+_MOST = 2**30  # users, records, pieces: their products still fit the kernel's 64 bits
 
 
 class _Section(BaseModel):
@@ -41,13 +44,23 @@ class FederatedPrivacyConfig(PrivacyConfig):
     unit: Literal["user"] = "user"
 
 
+class FederatedReleaseConfig(ReleaseConfig):
+    """What is released: directions in whole frames, and dpswflow-r in rounds of users."""
+
+    law: Literal["haar"] = "haar"
+    directions: None = None
+    sampling: Literal["poisson"] = "poisson"
+
+
 class PopulationConfig(_Section):
     """Who holds the private records."""
 
-    users: Whole = Field(3000, ge=2, description="how many; natural keys bring their own number")
+    users: Whole = Field(3000, ge=2, le=_MOST, description="how many; natural keys bring their own number")
     partition: Literal["iid", "shards", "dirichlet", "power_law", "natural"] = "iid"
     alpha: Real = Field(0.5, gt=0.0, description="dirichlet: small values give every user few classes")
-    shards: Whole = Field(2, ge=1, description="shards: pieces of records sorted by label, for each user")
+    shards: Whole = Field(
+        2, ge=1, le=10_000, description="shards: pieces of records sorted by label, for each user"
+    )
     exponent: Real = Field(
         1.2, gt=0.0, description="power_law: user k has a share proportional to k^-exponent"
     )
@@ -55,16 +68,14 @@ class PopulationConfig(_Section):
     records: Whole = Field(20, ge=1, le=10_000, description="generated: records of every user")
     classes: Whole = Field(10, ge=1, le=1000, description="generated: classes")
     seed: Whole = Field(0, ge=0, description="public: who gets which records")
-    name: Text | None = Field(
-        None,
-        pattern=r"^[ -~]+$",
-        description="the population's name in the ledger; default: data and partition",
-    )
     full_weight_at: Whole = Field(
-        1, ge=1, description="records from which on a user has full weight; users with fewer weigh less"
+        1,
+        ge=1,
+        le=_MOST,
+        description="records from which on a user has full weight; users with fewer weigh less",
     )
     malformed: Real = Field(
-        0.0, ge=0.0, lt=1.0, description="simulated: share of users whose message is wrong"
+        0.0, ge=0.0, lt=1.0, description="trust central, simulated: share of users whose message is wrong"
     )
 
 
@@ -72,9 +83,11 @@ class SecAggConfig(_Section):
     """Secure aggregation, for `trust: distributed`."""
 
     threshold: Real = Field(
-        0.75, gt=0.0, le=1.0, description="share of the users that must answer, or the round is aborted"
+        0.75, gt=0.0, le=1.0, description="share of the users asked that must answer, or the round is aborted"
     )
-    corrupted: Whole = Field(0, ge=0, description="users who may tell the server their noise")
+    corrupted: Whole = Field(
+        1, ge=0, le=_MOST, description="users whose noise may be known, such as one who sees the release"
+    )
     bits: Whole | None = Field(
         None, ge=8, le=62, description="of the modulus; default: as many as are needed"
     )
@@ -82,7 +95,7 @@ class SecAggConfig(_Section):
         16, ge=4, le=16, description="bits of one user's whole mass; fewer are less to send"
     )
     neighbours: Whole = Field(
-        100, ge=1, description="users whom each user shares masks with, for the traffic"
+        100, ge=1, le=_MOST, description="users whom each user shares masks with, for the traffic"
     )
 
 
@@ -112,6 +125,7 @@ class FederatedConfig(RunConfig):
     )
     data: FederatedDataConfig = Field(default_factory=FederatedDataConfig)
     privacy: FederatedPrivacyConfig = Field(default_factory=FederatedPrivacyConfig)
+    release: FederatedReleaseConfig = Field(default_factory=FederatedReleaseConfig)
     population: PopulationConfig = Field(default_factory=PopulationConfig)
     secagg: SecAggConfig = Field(default_factory=SecAggConfig)
     dropout: DropoutConfig = Field(default_factory=DropoutConfig)
@@ -127,6 +141,11 @@ class FederatedConfig(RunConfig):
         if self.data.source == "leaf" and not natural:
             raise ValueError(
                 f"population.partition must be natural for data.source leaf, found {self.population.partition}"
+            )
+        if self.data.source == "table" and not natural and self.privacy.publishable:
+            raise ValueError(
+                f"population.partition must be natural for data.source table, found {self.population.partition}: "
+                "nothing would be promised to whoever is behind a record (privacy.research: true allows it)"
             )
         if natural and self.data.source == "table" and self.population.user is None:
             raise ValueError("population.user is missing: it names the table's column of users")
@@ -166,6 +185,11 @@ class FederatedConfig(RunConfig):
                 f"privacy.noise is for trust central, found {self.privacy.noise}; under trust {trust} the noise is "
                 "Skellam's, or on the rows"
             )
+        if trust != "central" and self.population.malformed:
+            raise ValueError(
+                f"population.malformed is for trust central, found {self.population.malformed:g}: under trust {trust} "
+                "the server sees no message that it could check"
+            )
         if self.method != "dpswflow-h" and self.privacy.noise != "gaussian":
             raise ValueError(
                 f"privacy.noise must be gaussian for method {self.method}, found {self.privacy.noise}"
@@ -191,19 +215,15 @@ class FederatedConfig(RunConfig):
 
     @property
     def account(self) -> str:
-        """The population: other users of the same records are another one."""
-        p, data = self.population, self.data.account
-        if p.name is not None:
-            return p.name
-        if p.partition == "natural":
-            return f"{data} users ({p.user or 'natural'})"
-        law = {
-            "iid": "iid",
-            "shards": f"shards {p.shards}",
-            "dirichlet": f"dirichlet {p.alpha:g}",
-            "power_law": f"power law {p.exponent:g}",
-        }[p.partition]
-        return f"{data} users ({law}, {p.users}, seed {p.seed})"
+        """One for all divisions of the same records among simulated users: each spends of the same budget."""
+        if self.simulated:
+            return f"{self.data.account} users"
+        return f"{self.data.account} users ({self.population.user or 'natural'})"
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the users are made up, and the records dealt out to them."""
+        return self.population.partition != "natural"
 
 
 def load_federated(path: str | Path, overrides: Iterable[str] = ()) -> FederatedConfig:

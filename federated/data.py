@@ -20,7 +20,7 @@ from federated.config import FederatedConfig
 from federated.population.generated import write_generated
 from federated.population.ingest import ingest_users, natural_folder
 
-__all__ = ["locked", "population_data"]
+__all__ = ["population_data"]
 
 
 def population_data(config: FederatedConfig, cluster: Cluster, progress: Progress) -> tuple[Dataset, int]:
@@ -39,7 +39,7 @@ def population_data(config: FederatedConfig, cluster: Cluster, progress: Progres
             progress.say(
                 f"Dividing the users of {config.data.account} into public, private and test users (once)"
             )
-            with locked(folder):
+            with _locked(folder.with_name("account")):  # the lock of all divisions of these records
                 if not (folder / "dataset.json").exists():
                     cluster.run(ingest_users, config, folder)
         users = json.loads((folder / "dataset.json").read_text())["users"]
@@ -58,7 +58,7 @@ def _generated(config: FederatedConfig) -> Dataset:
     law = f"{p.partition}-{p.alpha:g}-{p.classes}-{p.records}-{p.users}-{p.seed}-{config.encoder.latent_dim}"
     folder = config.home / "datasets" / "generated" / law
     if not (folder / "dataset.json").exists():
-        with locked(folder):
+        with _locked(folder):
             if not (folder / "dataset.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 write_generated(folder, p, config.encoder.latent_dim)
@@ -66,7 +66,7 @@ def _generated(config: FederatedConfig) -> Dataset:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder that is made once, whoever else wants to make it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)

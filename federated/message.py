@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
-__all__ = ["MessageForm", "Tampering", "refusal", "tampered", "user_message"]
+__all__ = ["TAMPERINGS", "MessageForm", "refusal", "tampered", "user_message"]
 
 
 @dataclass(frozen=True)
@@ -91,22 +91,28 @@ def refusal(message: Any, form: MessageForm) -> str | None:
     return None
 
 
-Tampering = int
-"""One of the ways in which a simulated message is wrong, 0 to 5."""
+TAMPERINGS = 6
+"""The ways in which a simulated message is wrong."""
 
 
-def tampered(message: NDArray[np.int64], how: Tampering) -> NDArray[Any]:
-    """The message as a broken or dishonest device would send it."""
-    match how % 6:
+def tampered(form: MessageForm, how: int) -> NDArray[Any]:
+    """What a broken or dishonest device sends, whatever its user has: what is refused tells of no record.
+
+    Args:
+        form: of a right message.
+        how: 0 to `TAMPERINGS` - 1.
+    """
+    classes, directions, bins = form.shape
+    match how:
         case 0:
-            return message * 1000 + 1000  # to weigh more than others
+            return np.full(form.shape, form.mass + 1, dtype=np.int64)  # to weigh more than others
         case 1:
-            return -message - 1
+            return np.full(form.shape, -1, dtype=np.int64)
         case 2:
-            return np.full(message.shape, np.nan)
+            return np.full(form.shape, np.nan)
         case 3:
-            return message[:, :-1]
+            return np.zeros((classes, directions - 1, bins), dtype=np.int64)
         case 4:
-            return np.full(message.shape, 2**62, dtype=np.int64)  # whose squares would wrap around
+            return np.full(form.shape, 2**62, dtype=np.int64)  # whose squares would wrap around
         case _:
-            return message.astype(np.float64) + 0.5
+            return np.full(form.shape, 0.5)

@@ -142,19 +142,23 @@ class UserRowPlan(RowPlan):
 RoundPlan: TypeAlias = UserPlan | UserRowPlan
 
 
-def needed_survivors(config: FederatedConfig, users: int) -> int:
+def needed_survivors(config: FederatedConfig, asked: int) -> int:
     """The threshold t of a round in users: fewer answers, and it is aborted.
+
+    Args:
+        config: the run.
+        asked: users whom the server asks in the round, which is public.
 
     Raises:
         UserError: a threshold that leaves nobody to hide among.
     """
     if config.trust != "distributed":
         return 1
-    threshold = math.ceil(config.secagg.threshold * users)
+    threshold = math.ceil(config.secagg.threshold * asked)
     if threshold < config.secagg.corrupted + 2:
         raise UserError(
-            f"secagg.threshold {config.secagg.threshold:g} of {users} users is {threshold}: it must exceed "
-            f"secagg.corrupted {config.secagg.corrupted} by two, or nobody's noise is left."
+            f"secagg.threshold {config.secagg.threshold:g} of the {asked} users asked in a round is {threshold}: it "
+            f"must exceed secagg.corrupted {config.secagg.corrupted} by two, or nobody's noise is left."
         )
     return threshold
 
@@ -168,7 +172,7 @@ def round_plan(
         config: the run.
         dim: d, of the latents.
         classes: length of the public class list, 0 without labels.
-        users: in the population.
+        users: in the population, each of whom may be asked.
         cohort: of the round.
         release_id: its random name.
 
@@ -214,7 +218,8 @@ def _with_noise(plan: UserPlan, config: FederatedConfig, users: int) -> UserPlan
     plan = replace(plan, noise="skellam", precision=secagg.precision)
     unit = 2.0 ** (16 - secagg.precision)
     variance = _skellam_std(directions, plan.form, plan.trust, *calibrated) ** 2
-    threshold = needed_survivors(config, users)
+    asked = int(plan.cohort.asked().sum())
+    threshold = needed_survivors(config, asked)
     distributed = plan.trust == "distributed"
     share = share_variance(variance, threshold, secagg.corrupted) if distributed else variance
     total = plan.survivors * share
@@ -223,14 +228,14 @@ def _with_noise(plan: UserPlan, config: FederatedConfig, users: int) -> UserPlan
     cells = math.prod(plan.cells)
     if not distributed:
         return replace(plan, bits=modulus_bits(1, secagg.precision, share, cells * users))
-    # By what everybody could send, so that all rounds have one modulus and it is known before the start.
-    largest = users * share
+    # By what all who are asked could send, so that it is known before they answer.
+    largest = asked * share
     if secagg.bits is None:
-        return replace(plan, bits=modulus_bits(users, secagg.precision, largest, cells * config.rounds))
-    if wrap_probability(secagg.bits, users, secagg.precision, largest, cells * config.rounds) > _WRAP:
-        enough = modulus_bits(users, secagg.precision, largest, cells * config.rounds)
+        return replace(plan, bits=modulus_bits(asked, secagg.precision, largest, cells * config.rounds))
+    if wrap_probability(secagg.bits, asked, secagg.precision, largest, cells * config.rounds) > _WRAP:
+        enough = modulus_bits(asked, secagg.precision, largest, cells * config.rounds)
         raise UserError(
-            f"secagg.bits {secagg.bits} cannot hold the sum of {users:,} users' messages and the noise: cells would "
+            f"secagg.bits {secagg.bits} cannot hold the sum of {asked:,} users' messages and the noise: cells would "
             f"wrap around; choose at least {enough}, or a smaller secagg.precision."
         )
     return replace(plan, bits=secagg.bits)

@@ -57,7 +57,7 @@ def sections(config: FederatedConfig, rounds: Rounds, users: int, encoder: Path)
     }
     if isinstance(rounds.plan, UserPlan) and config.trust == "distributed":
         population |= {
-            "threshold of survivors": rounds.records[0].threshold,
+            "threshold of survivors, of those asked": config.secagg.threshold,
             "tolerated corrupted users": rounds.plan.corrupted,
             "bits of the modulus": rounds.plan.bits,
         }
@@ -72,6 +72,7 @@ def sections(config: FederatedConfig, rounds: Rounds, users: int, encoder: Path)
             "late": record.late,
             "refused": record.refused,
             "survivors": record.survivors,
+            "needed": record.threshold,
             "epsilon so far": record.epsilon,
             "simulated time, s": record.seconds,
             "bytes up": record.up,

@@ -37,6 +37,7 @@ from dpsw_ray.publish import release_manifest
 from dpsw_ray.release import Release
 from federated.cohort import Cohort
 from federated.config import FederatedConfig
+from federated.message import TAMPERINGS, refusal, tampered
 from federated.plan import RoundPlan, UserPlan, needed_survivors, round_plan
 from federated.traffic import RoundTraffic, round_traffic
 
@@ -62,7 +63,7 @@ class RoundRecord:
         refused: messages in the wrong form.
         survivors: messages that counted.
         threshold: survivors that were needed.
-        epsilon: of this run's charges so far, or None where it was not worked out.
+        epsilon: of this run's charges so far, lost rounds included, or None where it was not worked out.
         seconds: simulated time.
         up: bytes that a user sends.
         down: bytes that a user gets.
@@ -92,6 +93,7 @@ class Rounds:
         refused: reasons for which messages were refused, and how often.
         traffic: of a round.
         plan: of the last released round.
+        events: all that this run was charged for, lost rounds included.
     """
 
     releases: tuple[Release, ...]
@@ -99,6 +101,7 @@ class Rounds:
     refused: dict[str, int]
     traffic: RoundTraffic
     plan: RoundPlan = field(repr=False)
+    events: tuple[Event, ...]
 
 
 def run_rounds(
@@ -127,49 +130,47 @@ def run_rounds(
         UserError: no round could be released.
     """
     run = _Run(config, shards, folder, ledger, info, encoder, users)
-    threshold = needed_survivors(config, users)
+    if config.trust == "distributed":  # what cannot be is refused before any round is charged
+        for number in range(config.rounds):
+            run.plan(Cohort.of(config, users, number), "check")
     releases: list[Release] = []
     records: list[RoundRecord] = []
     refused: Counter[str] = Counter()
     traffic: RoundTraffic | None = None
     last: RoundPlan | None = None
-    events: list[Event] = []
-    with progress.task("Rounds: charge, sum, noise", config.rounds) as task:
-        for number in range(config.rounds):
-            cohort = Cohort.of(config, users, number)
-            plan = run.plan(
-                cohort, "check"
-            )  # before the start: what cannot be is refused before anything is charged
-            wrong = run.inspect(plan)
-            survivors = int(cohort.survivors().sum())
-            outcome = "released" if survivors >= threshold else "aborted"
-            if outcome == "released":
-                try:
-                    release = run.release(cohort, number)
-                except BudgetSpent:
-                    outcome = "stopped"
-                else:
-                    releases.append(release)
-                    last = plan
-                    events.append(plan.event)
-            asked = cohort.asked()
-            traffic = round_traffic(plan, config.secagg.neighbours, int(asked.sum()))
-            followed = number < _FOLLOWED or number == config.rounds - 1
-            epsilon = _epsilon(config, events) if followed and events else None
-            record = RoundRecord(
-                number, outcome, int(asked.sum()), int((asked & cohort.away()).sum()),
-                int((asked & ~cohort.away() & cohort.late()).sum()), sum(wrong.values()), survivors, threshold,
-                epsilon, cohort.duration_s(), traffic.up, traffic.down,
-            )  # fmt: skip
-            records.append(record)
-            refused.update(wrong)
-            write_json(folder / "rounds.json", [dataclasses.asdict(record) for record in records])
-            task.advance(1, f"{survivors:,} users, {outcome}")
-            if outcome == "stopped":
-                break
+    # Without a clock: how long a round takes may tell how many records there are, or who is in a secret sample.
+    progress.say(f"Rounds: charge, sum, noise ({config.rounds:,})")
+    for number in range(config.rounds):
+        cohort = Cohort.of(config, users, number)
+        plan = run.plan(cohort, "check")
+        wrong = _refused(plan)
+        asked, survivors = cohort.asked(), int(cohort.survivors().sum())
+        threshold = needed_survivors(config, int(asked.sum()))
+        outcome = "released" if survivors >= threshold else "aborted"
+        if outcome == "released":
+            try:
+                releases.append(run.release(cohort, number))
+            except BudgetSpent:
+                outcome = "stopped"
+            else:
+                last = plan
+        traffic = round_traffic(plan, config.secagg.neighbours, int(asked.sum()))
+        followed = number < _FOLLOWED or number == config.rounds - 1
+        spent = run.spent(str(releases[-1].manifest["release_id"])) if followed and releases else ()
+        record = RoundRecord(
+            number, outcome, int(asked.sum()), int((asked & cohort.away()).sum()),
+            int((asked & ~cohort.away() & cohort.late()).sum()), sum(wrong.values()), survivors, threshold,
+            _epsilon(config, spent) if spent else None, cohort.duration_s(), traffic.up, traffic.down,
+        )  # fmt: skip
+        records.append(record)
+        refused.update(wrong)
+        write_json(folder / "rounds.json", [dataclasses.asdict(record) for record in records])
+        progress.say(f"Round {number + 1:,} of {config.rounds:,}: {survivors:,} users, {outcome}")
+        if outcome == "stopped":
+            break
     if not releases or last is None or traffic is None:
-        raise UserError(_nothing(records, threshold))
-    return Rounds(tuple(releases), tuple(records), dict(refused), traffic, last)
+        raise UserError(_nothing(records))
+    return Rounds(tuple(releases), tuple(records), dict(refused), traffic, last, run.spent())
 
 
 @dataclass(frozen=True)
@@ -187,32 +188,27 @@ class _Run:
             self.config, self.encoder.latent_dim, len(self.info.classes), self.users, cohort, release_id
         )
 
-    def inspect(self, plan: RoundPlan) -> dict[str, int]:
-        if not isinstance(plan, UserPlan) or not plan.cohort.malformed:
-            return {}
-        found: Counter[str] = Counter()
-        for part in self.shards.call("inspect", (plan,), retry=True):
-            found.update(part)
-        return dict(found)
+    def spent(self, release_id: str | None = None) -> tuple[Event, ...]:
+        """All that this run was charged for, or what it was charged for up to one release."""
+        events: list[Event] = []
+        for entry in self.ledger.entries(ledger_account(self.config)):
+            if entry.run_id == self._run_id():
+                events += entry.events
+                if entry.release_id == release_id:
+                    break
+        return tuple(events)
 
     def release(self, cohort: Cohort, number: int) -> Release:
         """The stored round, or a new one, unless it would pass the budget."""
-        name, run_id = ledger_account(self.config), self._run_id()
 
         def make_plan(release_id: str) -> RoundPlan:
             plan = self.plan(cohort, release_id)
-            if self.ledger.find_charge(release_id) is None:  # it is going to be charged
-                spent = [
-                    event
-                    for entry in self.ledger.entries(name)
-                    if entry.run_id == run_id
-                    for event in entry.events
-                ]
-                if not _fits(self.config, spent, plan.event):
-                    raise BudgetSpent(
-                        f"Round {number + 1} would bring this run above privacy.epsilon "
-                        f"{self.config.privacy.epsilon:g}."
-                    )
+            new = self.ledger.find_charge(release_id) is None  # it is going to be charged
+            if new and not _fits(self.config, self.spent(), plan.event):
+                raise BudgetSpent(
+                    f"Round {number + 1} would bring this run above privacy.epsilon "
+                    f"{self.config.privacy.epsilon:g}."
+                )
             return plan
 
         return release_once(
@@ -220,8 +216,8 @@ class _Run:
             make_plan,
             self.folder / "rounds" / f"{number:04d}",
             ledger=self.ledger,
-            account=name,
-            run_id=run_id,
+            account=ledger_account(self.config),
+            run_id=self._run_id(),
             noise_seed=self.config.privacy.noise_seed,
             manifest=lambda plan: release_manifest(self.config, plan, self.info, self.encoder, self.ledger),
         )
@@ -232,6 +228,20 @@ class _Run:
         if not path.exists():
             write_json(path, {"run_id": f"{self.config.name} {secrets.token_hex(4)}"})
         return str(json.loads(path.read_text())["run_id"])
+
+
+def _refused(plan: RoundPlan) -> dict[str, int]:
+    """How many messages that come in time are refused, by reason; who is broken, and how, is simulated and public."""
+    if not isinstance(plan, UserPlan):
+        return {}
+    found: Counter[str] = Counter()
+    wrong = np.flatnonzero(plan.cohort.answering() & plan.cohort.broken()) % TAMPERINGS
+    for how, count in zip(*np.unique(wrong, return_counts=True), strict=True):
+        reason = refusal(tampered(plan.form, int(how)), plan.form)
+        if reason is None:
+            raise RuntimeError("a broken device's message passed for a right one")
+        found[reason] += int(count)
+    return dict(found)
 
 
 def _fits(config: FederatedConfig, spent: Sequence[Event], event: Event) -> bool:
@@ -245,12 +255,12 @@ def _epsilon(config: FederatedConfig, events: Sequence[Event]) -> float:
     return bound(events, config.privacy.relation, config.privacy.delta).epsilon.upper
 
 
-def _nothing(records: Sequence[RoundRecord], threshold: int) -> str:
+def _nothing(records: Sequence[RoundRecord]) -> str:
     aborted = [record for record in records if record.outcome == "aborted"]
     if aborted:
-        best = max(record.survivors for record in aborted)
+        best = max(aborted, key=lambda record: record.survivors)
         return (
-            f"No round was released: at most {best:,} users answered, and {threshold:,} are needed "
+            f"No round was released: at most {best.survivors:,} users answered, and {best.threshold:,} are needed "
             "(secagg.threshold); nothing was unmasked, nothing was charged for these rounds."
         )
     return (
@@ -259,18 +269,13 @@ def _nothing(records: Sequence[RoundRecord], threshold: int) -> str:
     )
 
 
-def merged(rounds: Rounds, config: FederatedConfig, ledger: Ledger) -> Release:
-    """One release of all rounds, whose account is that of all of them together."""
+def merged(rounds: Rounds, config: FederatedConfig) -> Release:
+    """One release of all rounds, whose account is that of all that the run was charged for."""
     releases, p = rounds.releases, config.privacy
-    events: list[Event] = []
-    for release in releases:
-        entry = ledger.find_charge(str(release.manifest["release_id"]))
-        assert entry is not None, "release_once found it charged"
-        events += entry.events
     noise = float(np.sqrt(np.mean([release.cell_noise**2 for release in releases])))
     manifest = {
         **releases[-1].manifest,
-        "privacy": account(events, p.relation, p.delta).to_dict(),
+        "privacy": account(rounds.events, p.relation, p.delta).to_dict(),
         "trust": config.trust,
         "survivors": [record.survivors for record in rounds.records if record.outcome == "released"],
         "round_ids": [release.manifest["release_id"] for release in releases],

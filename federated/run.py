@@ -30,7 +30,7 @@ from dpsw_ray.run import (
 )
 from dpsw_ray.tracking import Tracker, open_tracker
 from federated.config import FederatedConfig
-from federated.data import locked, population_data
+from federated.data import population_data
 from federated.population.statistics import heterogeneity_figure
 from federated.report import mechanism, sections, summary
 from federated.rounds import Rounds, merged, run_rounds
@@ -61,7 +61,8 @@ def run_federated(
         nullcontext(open_ledger(config.ledger_path)) as ledger,
         open_tracker(config.tracking, path.parent, config.name) as tracker,
     ):
-        ledger.check(ledger_account(config), config.privacy.relation)
+        p = config.privacy
+        ledger.check(ledger_account(config), p.relation, unit=p.unit, delta=p.delta)
         tracker.params(config.model_dump(mode="json"))
         with timings.phase("data", tells_count=True):
             data, users = population_data(config, cluster, progress)
@@ -70,17 +71,15 @@ def run_federated(
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_users(config, cluster, data, folder / "encoder", users)
         progress.say(f"Preparing {users:,} users (on the private side)")
-        with locked(data.info.folder / "users"):  # another run may want the same users
-            for step in ("encode", "arrange", "fill", "finish"):
-                shards.call(step, retry=True)
-        p = config.privacy
+        for step in ("encode", "arrange", "fill", "finish"):
+            shards.call(step, retry=True)
         ledger.register(ledger_account(config), p.relation, p.unit, p.delta, publishable=p.publishable)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)
-        release = merged(rounds, config, ledger)
+        release = merged(rounds, config)
         if not (folder / "release" / "manifest.json").exists():
             release.save(folder / "release")
         with timings.phase("denoise"):
-            targets = [target for one in rounds.releases for target in denoise(one)]
+            targets = [target for one in rounds.releases for target in denoise(one, config.flow.denoising)]
         with timings.phase("flow"):
             flow = move_points(
                 config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress
@@ -94,7 +93,7 @@ def run_federated(
         results = Results(
             config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds,
             mechanism=mechanism(config), sections=sections(config, rounds, users, folder / "encoder"),
-            trust=config.trust,
+            trust=config.trust, simulated=config.simulated,
         )  # fmt: skip
         privacy = publish(results, folder.path, ledger, tracker)
         write_json(folder / "rounds.json", summary(config, rounds, users, folder / "encoder"))
@@ -107,7 +106,7 @@ def spawn_users(
 ) -> WorkerGroup:
     """The population, on the workers of the cluster; nothing is read yet."""
     latents_key = hashlib.sha256((encoder_dir / "encoder.json").read_bytes()).hexdigest()[:32]
-    law = config.population.model_dump(mode="json", exclude={"malformed", "full_weight_at", "name"})
+    law = config.population.model_dump(mode="json", exclude={"malformed", "full_weight_at"})
     store = hashlib.sha256(json.dumps([latents_key, users, law], sort_keys=True).encode()).hexdigest()[:32]
     shared = {
         "size": cluster.size,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -24,54 +29,93 @@ _FILES = ("latents.npy", "labels.npy", "offsets.npy")
 class UserStore:
     """Latents in multiples of 2^-26, labels, and where each user's begin; a user's records are sorted by label.
 
-    How many records a user has is private: nothing outside the private folder tells it.
+    How many records a user has is private: nothing outside the private folder tells it. The store is made beside its
+    place and appears there whole; it never changes afterwards, so that whoever has mapped it can go on reading.
     """
 
     def __init__(self, folder: Path) -> None:
         """Points at the folder; nothing is read yet."""
         self.folder = Path(folder)
+        self._part = self.folder.with_name(f".{self.folder.name}.part")
 
     @property
     def ready(self) -> bool:
         """Whether the store is whole."""
         return (self.folder / "ready.json").exists()
 
-    def create(self, users: int, counts: NDArray[np.int64], dim: int) -> None:
-        """Makes the files for users with these numbers of records; what they hold comes later.
+    def create(self, counts: NDArray[np.int64], dim: int) -> None:
+        """Makes the files for users with these numbers of records, where nobody has; what they hold comes later.
+
+        Whoever makes the same users up at the same time writes the same bytes to the same files.
 
         Args:
-            users: in the population.
             counts: array of size [users].
             dim: d.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            if not self.ready and not self._part.exists():
+                self._create(counts, dim)
+
+    def _create(self, counts: NDArray[np.int64], dim: int) -> None:
+        for left in self.folder.parent.glob(
+            f"{self._part.name}*"
+        ):  # by a process that was killed: the lock is ours
+            shutil.rmtree(left)
+        fresh = Path(tempfile.mkdtemp(prefix=self._part.name, dir=self.folder.parent))  # for the owner only
         total = int(counts.sum())
         shapes = {"latents.npy": ((total, dim), np.int32), "labels.npy": ((total,), np.int32)}
         for name, (shape, kind) in shapes.items():
-            os.close(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-            np.lib.format.open_memmap(self.folder / name, mode="w+", dtype=kind, shape=shape).flush()
-            (self.folder / name).chmod(0o600)
-        os.close(os.open(self.folder / "offsets.npy", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-        np.save(self.folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+            os.close(os.open(fresh / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            np.lib.format.open_memmap(fresh / name, mode="w+", dtype=kind, shape=shape).flush()
+            (fresh / name).chmod(0o600)
+        os.close(os.open(fresh / "offsets.npy", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        np.save(fresh / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        fresh.rename(self._part)
 
     def put(
         self, place: slice | NDArray[np.int64], latents: NDArray[np.float64], labels: NDArray[np.int32]
     ) -> None:
         """Writes bounded latents and their labels to some of the rows."""
+        folder = self.folder if self.ready else self._part
         for name, values in (("latents", np.rint(latents / LATTICE).astype(np.int32)), ("labels", labels)):
-            rows = np.load(self.folder / f"{name}.npy", mmap_mode="r+")
+            rows = np.load(folder / f"{name}.npy", mmap_mode="r+")
             rows[place] = values
             rows.flush()
 
     def finish(self) -> None:
-        """Declares the store whole."""
+        """Declares the store whole, and puts it in its place."""
+        with self._locked():
+            if not self.ready:
+                self._finish()
+
+    def _finish(self) -> None:
         for name in _FILES:
-            with (self.folder / name).open("rb") as stream:
+            with (self._part / name).open("rb") as stream:
                 os.fsync(stream.fileno())
-        write_bytes(self.folder / "ready.json", json.dumps(True).encode(), mode=0o600)
+        write_bytes(self._part / "ready.json", json.dumps(True).encode(), mode=0o600)
+        shutil.rmtree(self.folder, ignore_errors=True)  # not ready: nobody reads it
+        self._part.rename(self.folder)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(
+            self.folder.with_name(f".{self.folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def arrange(self, records: LatentStore, partitioner: Partitioner, users: int, seed: int) -> None:
-        """Sorts the private latents by user, and a user's by label."""
+        """Sorts the private latents by user, and a user's by label, where nobody has."""
+        with self._locked():
+            if not self.ready:
+                self._arrange(records, partitioner, users, seed)
+                self._finish()
+
+    def _arrange(self, records: LatentStore, partitioner: Partitioner, users: int, seed: int) -> None:
         rows = records.rows()
         labels = np.concatenate([labels for _, labels in records.batches(0, rows)] or [np.empty(0, np.int32)])
         owners = partitioner.assign(labels, np.random.default_rng([seed, 0xF00D]))
@@ -81,11 +125,10 @@ class UserStore:
         start = 0
         for start, (latents, own) in zip(range(0, rows, CHUNK), records.batches(0, rows), strict=True):
             if start == 0:
-                self.create(users, np.bincount(owners, minlength=users), latents.shape[1])
+                self._create(np.bincount(owners, minlength=users), latents.shape[1])
             self.put(place[start : start + len(own)], latents, own)
         if not rows:
-            self.create(users, np.zeros(users, np.int64), 1)
-        self.finish()
+            self._create(np.zeros(users, np.int64), 1)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:

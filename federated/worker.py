@@ -26,7 +26,6 @@ from dpsw_ray.private.sealing import sealed
 from dpsw_ray.slicing.directions import LATTICE
 from federated.config import PopulationConfig
 from federated.kernel import ABSENT, DECOY, PRESENT, add_users
-from federated.message import refusal, tampered, user_message
 from federated.plan import RoundPlan, UserPlan, UserRowPlan
 from federated.population.generated import generated_chunk
 from federated.population.make import make_partitioner
@@ -91,7 +90,7 @@ class UserShard:
             return
         if self.generated:
             counts = np.full(self.users, self.population.records, dtype=np.int64)
-            self.store.create(self.users, counts, load_encoder(self.encoder_dir).latent_dim)
+            self.store.create(counts, load_encoder(self.encoder_dir).latent_dim)
             return
         if self.population.partition == "natural":
             partitioner: Any = NaturalPartitioner(np.load(self.private_dir / "owners.npy"))
@@ -115,28 +114,6 @@ class UserShard:
         """Rank 0 declares the users' latents whole."""
         if self.rank == 0 and not self.store.ready:
             self.store.finish()
-
-    @sealed("looking at messages")
-    def inspect(self, plan: UserPlan) -> dict[str, int]:
-        """How many of this worker's messages that come in time are refused, by reason.
-
-        Only those of devices that are simulated as broken are looked at one by one; a message of a working device is
-        checked by the kernel that makes it.
-        """
-        first, last = self.store.share(self.rank, self.size)
-        wrong = plan.cohort.answering() & plan.cohort.broken()
-        found: dict[str, int] = {}
-        for user in np.flatnonzero(wrong[first:last]) + first:
-            latents, blocks = self._records(plan, int(user))
-            message = user_message(
-                latents, blocks, plan.directions[0], plan.grid, plan.table, plan.classes,
-                full_weight_at=plan.full_weight_at, precision=plan.precision,
-            )  # fmt: skip
-            reason = refusal(tampered(message, int(user)), plan.form)
-            if reason is None:
-                raise RuntimeError("a broken device's message passed for a right one")
-            found[reason] = found.get(reason, 0) + 1
-        return found
 
     @sealed("drawing noise")
     def prepare(self, plan: RoundPlan) -> None:
@@ -266,11 +243,6 @@ class UserShard:
         good = self.store.labels[flat] != NULL
         rows[np.flatnonzero(some)[good]] = self.store.latents[flat[good]] * LATTICE
         return rows
-
-    def _records(self, plan: UserPlan, user: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        rows = slice(int(self.store.offsets[user]), int(self.store.offsets[user + 1]))
-        latents = self.store.latents[rows].astype(np.float64) * LATTICE
-        return latents, cell_blocks(self.store.labels[rows], plan)
 
     def _secret(self, plan: RoundPlan, noise_seed: int | None) -> NoiseSecret:
         if noise_seed is not None:

@@ -39,6 +39,7 @@ def test_replacing_all_of_a_users_data_stays_below_the_claim_and_comes_near(
     found = judged(honest, honest)
     assert not found.refuted
     assert found.mu_lower > 0.5  # of 1: the pair is nearly the worst there is
+    assert found.claimed_mu == pytest.approx(1, abs=0.01)
     weak = replaced_user(audit_plan(trust, relation, 0.5), relation)  # type: ignore[arg-type]
     assert judged(weak, honest).refuted  # half the noise is caught
 

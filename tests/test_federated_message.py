@@ -111,8 +111,8 @@ def test_a_malformed_message_is_refused(how: int, reason: str) -> None:
     grid, directions = BinGrid(16, 1.0), haar_frames(2, 3, 0)
     message = user_message(latents, labels, directions, grid, grid.table, CLASSES)
     form = form_of(grid, directions)
-    assert refusal(message, form) is None
-    assert refusal(tampered(message, how), form) == reason
+    assert refusal(message, form) is None and refusal(np.zeros_like(message), form) is None
+    assert refusal(tampered(form, how), form) == reason  # a function of the form alone: of no user's records
 
 
 def test_a_message_within_its_mass_but_above_its_norm_is_refused() -> None:

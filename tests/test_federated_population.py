@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from federated_support import shards_of, small
 
 from dpsw_ray.cluster import LocalCluster
+from dpsw_ray.config import PathsConfig, RunConfig
 from dpsw_ray.data.split import read_info
 from dpsw_ray.errors import UserError
 from dpsw_ray.progress import Progress
+from dpsw_ray.run import divided_data
 from federated.config import FederatedConfig, load_federated
 from federated.data import population_data
 from federated.population import (
@@ -27,6 +30,7 @@ from federated.population import (
     ShardsPartitioner,
 )
 from federated.population.statistics import heterogeneity_figure, statistics
+from federated.store import UserStore
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 300)
 USERS = 100
@@ -141,6 +145,14 @@ def people_table(folder: Path) -> Path:
     return folder / "people.parquet"
 
 
+def named_table(folder: Path) -> Path:
+    """With a label in words."""
+    table = pq.read_table(people_table(folder))
+    words = pa.array(["odd" if kind else "even" for kind in table["kind"].to_pylist()])
+    pq.write_table(table.set_column(3, "kind", words), folder / "named.parquet")
+    return folder / "named.parquet"
+
+
 def natural(tmp_path: Path, *overrides: str) -> FederatedConfig:
     return small(
         tmp_path, "data.source=table", "population.partition=natural", "population.user=user",
@@ -170,6 +182,80 @@ def test_a_natural_user_is_in_one_part_as_a_whole(tmp_path: Path) -> None:
     assert "private" not in json.loads((folder / "dataset.json").read_text())["counts"]
     with pytest.raises(ValueError, match="not those of the stored records"):
         NaturalPartitioner(owners[:-1]).assign(np.zeros(len(owners), np.int32), rng())
+
+
+def test_the_columns_of_a_table_are_those_that_name_neither_users_nor_labels(tmp_path: Path) -> None:
+    config = natural(tmp_path, f"data.path={named_table(tmp_path)}")
+    data, _ = population_data(config, LocalCluster(1), Progress(quiet=True))
+    assert data.info.schema.columns == ("a", "b") and data.info.classes == ("even", "odd")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.name=again"], "give data.name: people, not again"),
+        (["data.split_seed=1"], r"data\.split_seed would divide it another way"),
+        (["data.public_fraction=0.2"], r"data\.public_fraction would divide it another way"),
+        (["population.user=kind", "data.label=null"], r"population\.user would divide it another way"),
+    ],
+)
+def test_users_are_divided_once(tmp_path: Path, overrides: list[str], sentence: str) -> None:
+    cluster, quiet = LocalCluster(1), Progress(quiet=True)
+    population_data(natural(tmp_path), cluster, quiet)
+    population_data(natural(tmp_path), cluster, quiet)
+    with pytest.raises(UserError, match=sentence):
+        population_data(natural(tmp_path, "data.columns=[a, b]", *overrides), cluster, quiet)
+
+
+def test_a_table_is_divided_by_users_or_by_records_and_not_both(tmp_path: Path) -> None:
+    cluster, quiet = LocalCluster(1), Progress(quiet=True)
+    by_users = natural(tmp_path, "data.columns=[a, b]")
+    by_records = RunConfig.model_validate(
+        {
+            "data": {**by_users.data.model_dump(), "source": "table"},
+            "encoder": {"kind": "identity"},
+            "paths": by_users.paths.model_dump(),
+        }
+    )
+    population_data(by_users, cluster, quiet)
+    with pytest.raises(UserError, match="records or users as what is divided would divide it another way"):
+        divided_data(by_records, cluster, quiet)
+    other = tmp_path / "other"
+    divided_data(by_records.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
+    with pytest.raises(UserError, match="records or users as what is divided"):
+        population_data(by_users.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
+
+
+def test_a_store_that_another_run_has_mapped_never_changes(tmp_path: Path) -> None:
+    store, other = UserStore(tmp_path / "users" / "s"), UserStore(tmp_path / "users" / "s")
+    counts, labels = np.array([2, 3]), np.arange(5, dtype=np.int32)
+    store.create(counts, 2)
+    store.put(slice(0, 3), np.ones((3, 2)), labels[:3])
+    other.create(counts, 2)  # at the same time: it goes on with the same files
+    assert not store.ready
+    other.put(slice(3, 5), np.ones((2, 2)), labels[3:])
+    store.finish()
+    mapped = store.latents
+    before = mapped.tobytes(), store.fingerprint()
+    other.put(slice(0, 5), np.ones((5, 2)), labels)
+    other.finish()
+    other.create(np.array([9, 9]), 2)
+    assert (mapped.tobytes(), store.fingerprint()) == before and mapped.shape == (5, 2)
+    assert [path.name for path in store.folder.parent.iterdir() if path.is_dir()] == ["s"]
+
+
+def test_what_a_killed_run_left_of_a_store_is_not_taken_for_one(tmp_path: Path) -> None:
+    config = small(tmp_path, "encoder.kind=identity")
+    parts, _ = shards_of(config, tmp_path)
+    store = parts[0].store
+    whole, left = store.fingerprint(), store.folder.with_name(f".{store.folder.name}.part")
+    shutil.rmtree(store.folder)
+    begun = left.with_name(f"{left.name}abc")
+    for folder in (left, begun):
+        folder.mkdir()
+        (folder / "latents.npy").write_bytes(b"half")
+    again, _ = shards_of(config, tmp_path)
+    assert again[0].store.fingerprint() == whole and not left.exists() and not begun.exists()
 
 
 def test_a_leaf_folder_gives_users_and_images(tmp_path: Path) -> None:
@@ -221,6 +307,26 @@ def test_a_folder_that_is_no_leaf_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "x.json").write_text("{}")
     with pytest.raises(UserError, match="no file of the LEAF format"):
         population_data(small(tmp_path, *keys), LocalCluster(1), Progress(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "held", [{"x": [[0.5] * 4, [0.5] * 3], "y": [1, 2]}, {"x": [[0.5] * 4] * 2, "y": [1]}]
+)
+def test_ragged_leaf_records_are_refused_with_their_file(tmp_path: Path, held: dict[str, list[int]]) -> None:
+    (tmp_path / "train").mkdir()
+    content = {"users": ["secret"], "user_data": {"secret": held}}
+    (tmp_path / "train" / "x.json").write_text(json.dumps(content))
+    keys = (
+        "data.source=leaf",
+        f"data.path={tmp_path}",
+        "population.partition=natural",
+        "encoder.kind=identity",
+    )
+    with pytest.raises(
+        UserError, match=r"x\.json is no file of the LEAF format: every record must"
+    ) as refused:
+        population_data(small(tmp_path, *keys), LocalCluster(1), Progress(quiet=True))
+    assert "secret" not in str(refused.value) and "0.5" not in str(refused.value)
 
 
 def test_generated_users_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:

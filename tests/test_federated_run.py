@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
+import math
 import os
 import pickle
 import signal
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from federated_support import DIGITS, SMALL, shards_of, small
 from support import RecordingCluster
@@ -25,6 +30,7 @@ from dpsw_ray.plan import ledger_account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.masking import unmask
+from dpsw_ray.private.mechanism import cell_blocks
 from dpsw_ray.progress import Progress
 from dpsw_ray.release import Release
 from dpsw_ray.slicing.directions import LATTICE
@@ -64,10 +70,11 @@ def plain_sum(shard: UserShard, plan: UserPlan) -> np.ndarray:
     """All survivors' messages, made one by one and added up: PRIVATE."""
     total = np.zeros(plan.cells[1:], np.int64)
     for user in np.flatnonzero(plan.cohort.survivors()):
-        latents, blocks = shard._records(plan, int(user))
+        rows = slice(int(shard.store.offsets[user]), int(shard.store.offsets[user + 1]))
+        latents = shard.store.latents[rows] * LATTICE
         total += user_message(
-            latents, blocks, plan.directions[0], plan.grid, plan.table, plan.classes,
-            full_weight_at=plan.full_weight_at, precision=plan.precision,
+            latents, cell_blocks(shard.store.labels[rows], plan), plan.directions[0], plan.grid, plan.table,
+            plan.classes, full_weight_at=plan.full_weight_at, precision=plan.precision,
         )  # fmt: skip
     return total
 
@@ -80,7 +87,8 @@ def plain_sum(shard: UserShard, plan: UserPlan) -> np.ndarray:
         ["trust=central", "dropout.rate=0.4"],
         ["trust=distributed", "secagg.threshold=0.3", "dropout.rate=0.3", "stragglers.deadline_s=40"],
         ["trust=distributed", "secagg.threshold=0.3", "secagg.precision=9", "population.full_weight_at=50"],
-        ["trust=local", "dropout.rate=0.2", "population.malformed=0.2"],
+        ["trust=local", "dropout.rate=0.2"],
+        ["trust=central", "population.malformed=0.2"],
     ],
 )
 def test_the_servers_sum_less_the_noise_is_the_plain_sum(
@@ -129,14 +137,16 @@ def test_actors_and_executors_give_identical_particles(ray_session: None, home: 
 
 def test_a_run_says_that_users_are_protected(home: Path, tmp_path: Path) -> None:
     config = run_of(
-        home, tmp_path, "evaluation.enabled=true", "evaluation.research=true", "trust=distributed",
-        "population.malformed=0.1", "secagg.threshold=0.5", "tracking.enabled=true",
+        home, tmp_path, "evaluation.enabled=true", "evaluation.research=true", "population.malformed=0.1",
+        "tracking.enabled=true",
     )  # fmt: skip
     result = run_federated(config, tmp_path / "run", QUIET)
     privacy = json.loads((result.folder / "privacy.json").read_text())
     assert privacy["unit"] == "user" and privacy["epsilon"]["upper"] <= 10
-    assert privacy["ledger"]["name"] == "digits users (iid, 40, seed 0)"
+    assert privacy["ledger"]["name"] == "digits users"
     assert "Each user of the private part" in privacy["statement"]["protects"][0]
+    assert "Nothing is promised to whoever is behind a record" in privacy["statement"]["protects"][2]
+    assert any("protect single records" in sentence for sentence in privacy["statement"]["not_covered"])
     assert any("server" in sentence for sentence in privacy["statement"]["against"])
     rounds = json.loads((result.folder / "rounds.json").read_text())
     (only,) = rounds["rounds"]
@@ -151,7 +161,7 @@ def test_a_run_says_that_users_are_protected(home: Path, tmp_path: Path) -> None
     assert (result.folder / "research" / "population.png").exists()
     # How many records users have is in research/ only.
     manifest = json.loads((result.folder / "release" / "manifest.json").read_text())
-    assert manifest["private_records"] is None and manifest["trust"] == "distributed"
+    assert manifest["private_records"] is None and manifest["trust"] == "central"
     assert not any(
         "records_per_user" in (result.folder / name).read_text() for name in ("rounds.json", "report.html")
     )
@@ -229,6 +239,74 @@ def test_rounds_below_the_threshold_are_skipped_and_the_others_count(home: Path,
     assert followed == sorted(followed) and followed[-1] == pytest.approx(result.privacy["epsilon"]["upper"])
 
 
+def test_the_threshold_is_of_those_who_are_asked(home: Path, tmp_path: Path) -> None:
+    keys = ("method=dpswflow-r", "release.rounds=2", "release.rate=0.3", "trust=distributed")
+    config = run_of(home, tmp_path, *keys, "dropout.rate=0.1", "population.users=100", "secagg.threshold=0.6")
+    result = run_federated(config, tmp_path / "run", QUIET)
+    for record in json.loads((result.folder / "rounds.json").read_text())["rounds"]:
+        assert record["outcome"] == "released" and record["asked"] < 60  # of 100, who were the measure once
+        assert record["threshold"] == math.ceil(0.6 * record["asked"])
+    assert result.privacy["epsilon"]["upper"] <= 10
+    page = (result.folder / "report.html").read_text()
+    assert "skellam" in page and "Skellam noise is whole numbers" in page
+
+
+def test_more_samples_are_drawn_from_a_stored_release(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpsw_ray.cli import main as dpsw_main
+    from federated.cli import main
+
+    config = run_of(home, tmp_path, *ROUNDS)
+    result = run_federated(config, tmp_path / "run", QUIET)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["federated", "generate", str(result.folder), "--out", f"{tmp_path}/a.parquet", "--num", "60"],
+    )
+    with contextlib.suppress(SystemExit):
+        main()
+    own, more = (pq.read_table(path) for path in (result.folder / "samples.parquet", tmp_path / "a.parquet"))
+    assert more.num_rows == 60 and more.schema.equals(own.schema) and charges(config) == 4
+    monkeypatch.setattr(
+        sys, "argv", ["dpsw", "generate", str(result.folder), "--out", f"{tmp_path}/b.parquet"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        dpsw_main()
+    assert (
+        stop.value.code == 2 and "draw from it with `python -m federated generate`" in capfd.readouterr().err
+    )
+
+
+def test_other_divisions_of_the_same_records_spend_of_the_same_budget(home: Path, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    keys = [(), ("population.seed=1",), ("population.partition=shards",), ("population.users=50",)]
+    for number, extra in enumerate(keys):
+        config = run_of(home, tmp_path, *extra)
+        run_federated(config, tmp_path / f"run{number}", QUIET)
+        assert ledger.total("digits users").charges == number + 1
+    assert [entry.name for entry in ledger.datasets()] == ["digits users"]
+
+
+def test_what_is_registered_otherwise_is_refused_before_anything_is_read(home: Path, tmp_path: Path) -> None:
+    config = run_of(home, tmp_path, "privacy.delta=1e-6")
+    Ledger(config.ledger_path).register("digits users", "replace_one", "user", 1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "population_data", lambda *_: pytest.fail("the data were opened"))
+        with pytest.raises(UserError, match="with delta 1e-05, found 1e-06"):
+            run_federated(config, tmp_path / "run", QUIET)
+
+
+def test_rounds_are_reported_without_a_clock(home: Path, tmp_path: Path) -> None:
+    stream, now = io.StringIO(), itertools.count()
+    config = run_of(home, tmp_path, *ROUNDS)
+    run_federated(config, tmp_path / "run", Progress(stream=stream, clock=lambda: 1000.0 * next(now)))
+    lines = [line for line in stream.getvalue().splitlines() if "ound" in line]
+    assert lines == ["Rounds: charge, sum, noise (4)"] + [
+        f"Round {number} of 4: 40 users, released" for number in range(1, 5)
+    ]
+
+
 class Interrupted(UserError):
     pass
 
@@ -278,6 +356,10 @@ def test_a_begun_round_whose_secret_is_gone_is_charged_again_and_the_budget_stop
     rounds = json.loads((result.folder / "rounds.json").read_text())["rounds"]
     assert [record["outcome"] for record in rounds] == ["released"] * 3 + ["stopped"]
     ledger = Ledger(config.ledger_path)
+    # The lost round is in what the run says of itself.
+    total = ledger.total(ledger_account(config)).epsilon.upper
+    assert rounds[2]["epsilon"] == pytest.approx(total) == pytest.approx(result.privacy["epsilon"]["upper"])
+    assert rounds[1]["epsilon"] < rounds[2]["epsilon"]
     assert ledger.total(ledger_account(config)).epsilon.upper <= 10
 
 

@@ -14,6 +14,7 @@ from dpsw_ray.privacy.events import (
     GaussianEvent,
     NoisyCountEvent,
     SampledGaussianEvent,
+    SkellamEvent,
     SlicedGaussianEvent,
 )
 from dpsw_ray.privacy.gaussian import gaussian_delta
@@ -24,6 +25,8 @@ EVENTS: list[Event] = [
     SlicedGaussianEvent(70, 8, 3.76, "iid"),
     SampledGaussianEvent(0.1, 1.0, 1.0, 20),
     DiscreteGaussianEvent("d", {"zero_out": 9}, 3.0),
+    SkellamEvent("near a Gaussian", {"zero_out": 10**10}, {"zero_out": 10**6}, 1e10, 1000),
+    SkellamEvent("cells unknown", {"zero_out": 10**10}, {"zero_out": 10**6}, 1e10),
 ]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import ive, log_ndtr, ndtr
+from scipy.special import ive, log_ndtr, ndtr, ndtri
 from scipy.stats import skellam
 
 from dpsw_ray.privacy.accountants import RdpAccountant, account, bound
-from dpsw_ray.privacy.curves import delta_curve
+from dpsw_ray.privacy.curves import delta_curve, trade_off
 from dpsw_ray.privacy.events import GaussianEvent, SequentialEvent, SkellamEvent
 from dpsw_ray.privacy.gaussian import gaussian_delta, gaussian_epsilon
 from dpsw_ray.privacy.near_gaussian import likeness
@@ -48,6 +48,33 @@ def test_the_epsilon_holds_for_the_exact_law_in_one_cell(mu: float) -> None:
     moved = ive(np.abs(k - sensitivity), variance)
     true = np.maximum(moved - np.exp(found.epsilon.upper) * law, 0).sum()
     assert 0.9 * delta < true <= delta
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0, 2.5])
+def test_the_curve_holds_for_the_exact_law_in_one_cell_and_is_close(mu: float) -> None:
+    sensitivity, epsilons = 1000, np.array([0.0, 1e-4, 0.5, 1.0, 3.0, 8.0])
+    variance = (sensitivity / mu) ** 2
+    k = np.arange(-int(20 * np.sqrt(variance)), int(20 * np.sqrt(variance)) + 1)
+    law, moved = ive(np.abs(k), variance), ive(np.abs(k - sensitivity), variance)
+    found = delta_curve([event(variance, 1, sensitivity)], "zero_out", epsilons)
+    true = np.array([np.maximum(moved - np.exp(epsilon) * law, 0).sum() for epsilon in epsilons])
+    assert (found >= true - 1e-13).all()
+    assert (found[:4] <= true[:4] + 0.02).all()
+
+
+def test_the_curve_counts_the_skellam_noise_and_the_gaussian_noise_beside_it() -> None:
+    released = [event((2e5) ** 2, 40_000, 100_000)] * 3
+    mixed = [*released, GaussianEvent("x", {"zero_out": 1.0}, 2.0)]
+    epsilons, rates = np.array([0.0, 0.5, 2.0, 5.0]), np.array([1e-3, 0.1, 0.5])
+    for events, mu in ((released, np.sqrt(3 / 4)), (mixed, 1.0)):
+        gaussian = np.array([gaussian_delta(float(epsilon), float(mu)) for epsilon in epsilons])
+        found = delta_curve(events, "zero_out", epsilons)
+        assert (found >= gaussian).all() and found == pytest.approx(gaussian, rel=0.02)
+        claimed = bound(events, "zero_out", 1e-6).epsilon.upper
+        assert delta_curve(events, "zero_out", np.array([claimed]))[0] == pytest.approx(1e-6, rel=0.01)
+        promised = trade_off(events, "zero_out", rates)
+        exact = ndtr(-ndtri(rates) - mu)
+        assert (promised <= exact).all() and promised == pytest.approx(exact, abs=2e-3)
 
 
 def test_many_cells_and_rounds_cost_a_little_more_than_gaussian_noise_and_less_than_renyi_says() -> None:

@@ -18,6 +18,7 @@ from dpsw_ray.privacy.events import (
     Event,
     GaussianEvent,
     ParallelEvent,
+    SkellamEvent,
     SlicedGaussianEvent,
     SlicedHistogramEvent,
 )
@@ -55,6 +56,18 @@ def test_the_relation_says_what_a_neighbour_is(relation: Relation, said: str) ->
     assert said in protects and f"({relation})" in protects and "private part of digits" in protects
     assert ("how many records there are is protected" in protects) is (relation == "add_remove")
     assert ("how many records there are is public" in protects) is (relation != "add_remove")
+
+
+@pytest.mark.parametrize("mu", [0.5, 1.0, 3.0])
+def test_skellam_noise_lets_an_attacker_do_no_less_than_gaussian_noise(mu: float) -> None:
+    gaussian = attacker(counted(GaussianEvent("g", {"replace_one": mu}, 1.0)))
+    squared = 10**12
+    noise = SkellamEvent("s", {"replace_one": squared}, {"replace_one": 10**7}, squared / mu**2, 1000)
+    skellam = attacker(counted(noise))
+    assert gaussian.advantage <= skellam.advantage < gaussian.advantage + 1e-3
+    assert gaussian.power <= skellam.power < gaussian.power + 2e-3
+    said = words(state(counted(noise), FACTS).promise)
+    assert f"at most {math.ceil(skellam.power * 1000) / 10:g} %" in said
 
 
 def test_the_unit_is_named_everywhere() -> None:

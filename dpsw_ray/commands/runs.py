@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpsw_ray.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption
+from dpsw_ray.commands.options import (
+    ConfigArgument,
+    DrawnSeedOption,
+    JsonOption,
+    NumOption,
+    OutOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+)
 from dpsw_ray.commands.show import show
-from dpsw_ray.config import load_config
+from dpsw_ray.config import RunConfig, load_config, read_values
 from dpsw_ray.errors import UserError
 
 if TYPE_CHECKING:
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import RunResult
 
-__all__ = ["flow", "generate", "plan", "report_result"]
+__all__ = ["draw_samples", "flow", "generate", "plan", "report_result"]
 
 
 def flow(
@@ -60,13 +70,28 @@ def report_result(result: RunResult, progress: Progress) -> None:
 
 
 def generate(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
-    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
-    num: Annotated[int, typer.Option(min=1, help="number of samples")] = 10_000,
-    seed: Annotated[int | None, typer.Option(min=0, help="public seed; default: the run's")] = None,
+    run_folder: RunArgument,
+    out: OutOption,
+    num: NumOption = 10_000,
+    seed: DrawnSeedOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Draw more samples from a stored release: free, and without any private file."""
+    draw_samples(run_folder, out, num, seed, quiet, _load_plain)
+
+
+def _load_plain(path: Path) -> RunConfig:
+    if "population" in read_values(path)[0]:
+        raise UserError(
+            f"{path.parent} holds a federated run: draw from it with `python -m federated generate`."
+        )
+    return load_config(path)
+
+
+def draw_samples(
+    run_folder: Path, out: Path, num: int, seed: int | None, quiet: bool, load: Callable[[Path], RunConfig]
+) -> None:
+    """Writes more samples of a run whose config `load` reads."""
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import generate as generate_samples
 
@@ -74,7 +99,7 @@ def generate(
         raise UserError(f"--out {out} is a folder: give the Parquet file to write.")
     if blocking := next((place for place in out.absolute().parents if place.is_file()), None):
         raise UserError(f"--out {out} lies inside {blocking}, which is a file: give another path.")
-    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet))
+    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet), load)
 
 
 def plan(

@@ -57,6 +57,7 @@ from dpsw_ray.files import write_json
 __all__ = [
     "Dataset",
     "DatasetInfo",
+    "check_one_division",
     "dataset_folder",
     "import_dataset",
     "open_dataset",
@@ -236,7 +237,7 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
             if not (folder / "dataset.json").exists():
                 if folder.exists():
                     raise _damaged(folder, "its dataset.json is missing")
-                _check_one_division(cfg, source, folder)
+                check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder)
                 _build(source, cfg, folder, relation)
     return read_info(folder)
 
@@ -409,19 +410,30 @@ def _check_classes(classes: list[str], source: Source) -> None:
         raise UserError(f"data.classes must list different labels, found {_listed(classes) or 'none'}.")
 
 
-def _check_one_division(cfg: DataConfig, source: Source, folder: Path) -> None:
+def check_one_division(
+    cfg: DataConfig, rule: Mapping[str, Any], columns: tuple[str, ...], folder: Path
+) -> None:
     """Refuses to divide records in two ways, or under two names.
 
     What one division protects, the other would train its encoder on; and a second name would be a second budget.
+
+    Args:
+        cfg: the `data` section.
+        rule: all that decides which part a record goes to.
+        columns: of a record, none for images.
+        folder: of the data set that is going to be made.
+
+    Raises:
+        UserError: the records are divided already, in another way or under another name.
     """
-    wanted, path = _split_rule(source, cfg), resolved_path(cfg)
+    path = resolved_path(cfg)
     for manifest in sorted(folder.parent.parent.glob("[!.]*/[!.]*/dataset.json")):
         account = manifest.parent.parent.name
         try:
             stored = json.loads(manifest.read_text())
             same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
-            differing = [key for key, value in wanted.items() if stored["split"][key] != value]
-            if same_source and tuple(stored["schema"]["columns"]) != source.schema.columns:
+            differing = [key for key, value in rule.items() if stored["split"].get(key) != value]
+            if same_source and tuple(stored["schema"]["columns"]) != columns:
                 differing.append("columns")  # whose values the rule hashes
         except (OSError, ValueError, KeyError, TypeError):
             if account != cfg.account:
@@ -434,9 +446,7 @@ def _check_one_division(cfg: DataConfig, source: Source, folder: Path) -> None:
                     f"on them is counted there: give data.name: {account}, not {cfg.account}."
                 )
         elif differing:
-            names = ", ".join(
-                "the source's test part" if key == "test" else f"data.{key}" for key in differing
-            )
+            names = ", ".join(_RULES.get(key, f"data.{key}") for key in differing)
             raise UserError(
                 f"Data set {cfg.account} is divided already, in {manifest.parent}, and {names} would divide it "
                 "another way: records that are private there would be public here. Keep to that division (or, for "
@@ -468,6 +478,13 @@ def _manifest(
         "counts": dict(counts),
         "split": _split_rule(source, cfg),
     }
+
+
+_RULES = {
+    "rule": "records or users as what is divided",
+    "test": "the source's test part",
+    "user": "population.user",
+}
 
 
 def _split_rule(source: Source, cfg: DataConfig) -> dict[str, Any]:

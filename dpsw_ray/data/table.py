@@ -26,7 +26,8 @@ class TableSource:
     Args:
         path: a .parquet, .arrow (file or stream) or .feather (version 2) file.
         label: the label column (integers, booleans or text), or None.
-        columns: the numeric columns in the order wanted; None: all but the label.
+        columns: the numeric columns in the order wanted; None: all but the label and those of `other`.
+        other: columns that are something else than numbers to learn from.
 
     Raises:
         UserError: no such file, damaged, or columns that are missing or of the wrong type.
@@ -35,7 +36,9 @@ class TableSource:
     class_names = None
     has_test = False
 
-    def __init__(self, path: Path, label: str | None, columns: Sequence[str] | None) -> None:
+    def __init__(
+        self, path: Path, label: str | None, columns: Sequence[str] | None, other: Sequence[str | None] = ()
+    ) -> None:
         self.path = path
         self.name = str(path)
         self.label = label
@@ -65,7 +68,8 @@ class TableSource:
                     f"{path}: the label column {label} has the Arrow type {kind}; "
                     "labels must be integers, booleans or text."
                 )
-        chosen = [name for name in names if name != label] if columns is None else list(columns)
+        known = [name for name in names if name != label and name not in other]
+        chosen = known if columns is None else list(columns)
         if label is not None and label in chosen:
             raise UserError(f"data.columns must not name {label}, which is data.label.")
         if len(set(chosen)) < len(chosen):

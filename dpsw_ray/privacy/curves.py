@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from dpsw_ray.privacy.accountants.account import compose_mu
-from dpsw_ray.privacy.accountants.analytic import GaussianAccountant, conditional
-from dpsw_ray.privacy.accountants.base import composed_costs, is_unbounded
+from dpsw_ray.privacy.accountants.analytic import GaussianAccountant, conditional, skellam_losses
+from dpsw_ray.privacy.accountants.base import composed_costs, gaussian_part, is_unbounded
 from dpsw_ray.privacy.accountants.pld import PldAccountant, pld_delta
 from dpsw_ray.privacy.accountants.rdp import rdp_delta
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import AccountingError
-from dpsw_ray.privacy.losses import Cost, Skellam
+from dpsw_ray.privacy.losses import Cost
+from dpsw_ray.privacy.near_gaussian import near_gaussian_delta
 from dpsw_ray.privacy.relations import Relation
 
 __all__ = ["delta_curve", "trade_off"]
@@ -81,11 +82,13 @@ def trade_off(
 def _cost_delta(cost: Cost, epsilons: NDArray[np.float64]) -> NDArray[np.float64]:
     if is_unbounded(cost):
         return np.ones_like(epsilons)
-    # Skellam noise, nearly Gaussian as it is, has no such law: Renyi's bound is its curve.
-    if GaussianAccountant().applies(cost) and not any(isinstance(loss, Skellam) for loss in cost):
+    known, noises = GaussianAccountant().applies(cost), skellam_losses(cost)
+    if known and not noises:
         law = conditional(cost, _TAIL)
         return np.array([law.delta_upper(float(epsilon)) for epsilon in epsilons])
     deltas = rdp_delta(cost, epsilons)
+    if known:
+        return np.minimum(deltas, near_gaussian_delta(gaussian_part(cost)[0] ** 2, noises, epsilons))
     if PldAccountant().applies(cost):
         with contextlib.suppress(AccountingError):  # Renyi's bound is valid as well, if wider
             deltas = np.minimum(deltas, pld_delta(cost, epsilons))

@@ -207,11 +207,7 @@ class Ledger:
         Raises:
             UserError: a parameter out of range, or different from what is registered under `name`.
         """
-        if not name or name != name.strip() or not name.isprintable():
-            raise UserError(
-                f"A data set in the privacy ledger needs a name of printable characters, without blanks around it, "
-                f"found {name!r}."
-            )
+        _check_name(name)
         wanted: dict[str, Any] = {
             "relation": check_relation(relation),
             "unit": check_unit(unit),
@@ -280,22 +276,34 @@ class Ledger:
             self._chain.append(connection, log.rows, "cap", body)
         return dataclasses.replace(known, cap=cap)
 
-    def check(self, name: str, relation: Relation, events: Sequence[Event] = ()) -> None:
-        """Compares the relation like `register`, the cap like `charge`; writes nothing: before a record is read.
+    def check(
+        self,
+        name: str,
+        relation: Relation,
+        events: Sequence[Event] = (),
+        *,
+        unit: Unit | None = None,
+        delta: float | None = None,
+    ) -> None:
+        """Compares like `register`, the cap like `charge`; writes nothing: before a record is read.
 
         Args:
             name: of a data set; an unknown one passes.
             relation: between neighbouring data sets.
             events: what is going to be charged.
+            unit: in which they differ; None is not compared.
+            delta: at which epsilon is totalled; None is not compared.
 
         Raises:
-            UserError: `name` is registered under another relation, or the charge would be refused.
+            UserError: no name for a data set, `name` is registered with other promises, or the charge would be refused.
         """
+        _check_name(name)
         log = self._log()
         known = log.datasets.get(name)
         if known is None:
             return
-        self._compare(known, {"relation": check_relation(relation)})
+        promised = {"relation": check_relation(relation), "unit": unit, "delta": delta}
+        self._compare(known, {key: value for key, value in promised.items() if value is not None})
         if events:
             _check_charge(known, log, events)
 
@@ -451,6 +459,14 @@ class Ledger:
                     f"{key} {_show(registered)}"
                     + (", or a name of its own for research." if key == "publishable" else ".")
                 )
+
+
+def _check_name(name: str) -> None:
+    if not name or name != name.strip() or not name.isprintable():
+        raise UserError(
+            f"A data set in the privacy ledger needs a name of printable characters, without blanks around it, "
+            f"found {name!r}."
+        )
 
 
 def _parse(rows: Iterable[Row], path: Path) -> _Log:

@@ -18,7 +18,7 @@ from dpsw_ray.privacy.events import event_from_dict
 from dpsw_ray.privacy.gaussian import gaussian_epsilon
 from dpsw_ray.rounding import format_number
 
-__all__ = ["Attacker", "RunFacts", "Statement", "attacker", "state"]
+__all__ = ["Attacker", "RunFacts", "Statement", "attacker", "noise_kinds", "state"]
 
 _NEIGHBOURS = {
     "replace_one": "one {unit} of the private part is replaced by any other {unit}, its class included; how many "
@@ -87,6 +87,7 @@ class RunFacts:
         charges: how many there are.
         trust: who sees what during the run: `central`, `distributed` or `local` (federated runs).
         uncounted: the release was chosen among several, and the choice was not counted.
+        simulated: the users are made up, and records were dealt out to them (federated runs).
     """
 
     dataset: str
@@ -97,6 +98,7 @@ class RunFacts:
     charges: int
     trust: str = "central"
     uncounted: bool = False
+    simulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,15 @@ def state(privacy: Mapping[str, Any], facts: RunFacts) -> Statement:
 
 def _protects(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     unit, relation = privacy["unit"], privacy["relation"]
+    simulated = (
+        "Users are simulated: records were dealt out to them by a public seed. Nothing is promised to whoever is "
+        "behind a record; what follows is what the same run would promise to real users.",
+    )
     return (
         f"Each {unit} of the private part of {facts.dataset}: {_HIDDEN[relation]}.",
         f"Two data sets are neighbours if {_NEIGHBOURS[relation].format(unit=unit)} ({relation}). The promise is that "
         "neighbours are hard to tell apart.",
+        *(simulated if facts.simulated else ()),
     )
 
 
@@ -242,6 +249,12 @@ def _reservations(facts: RunFacts) -> list[str]:
     return said
 
 
+_RECORDS = (
+    "Releases from the same records that protect single records. They are charged to another account of the data set, "
+    "and the two accounts do not add up to one promise.",
+)
+
+
 def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     unit = privacy["unit"]
     times = "charge" if facts.charges == 1 else "charges"
@@ -251,12 +264,19 @@ def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]
         "What the config says: the class list, bounds of columns, the public seed. It is taken to be public.",
         f"Further releases from the same records. Costs add up: epsilon is at most {_at_most(facts.total_epsilon)} "
         f"over {facts.charges} {times} to {facts.ledger} so far. What is not in the ledger is not in that figure.",
+        *(_RECORDS if unit == "user" else ()),
         _group(privacy),
         f"What is true of many {unit}s. It is meant to show, even where it lets somebody guess about one of them.",
         "Side channels: running times and memory, and the machines, disks and accounts that hold the private part.",
         "The folder research/ of a run: its figures come from private records without noise.",
     ]
-    if any(kind == "gaussian" for kind in _noise_kinds(privacy["events"])):
+    kinds = noise_kinds(privacy["events"])
+    if "skellam" in kinds:
+        said.append(
+            "Finite arithmetic. Skellam noise is whole numbers, drawn by rejection with chances computed in double "
+            "precision; the proof is for the ideal law."
+        )
+    if "gaussian" in kinds:
         said.append(
             "Finite arithmetic. Gaussian noise is computed in double precision and rounded to integers; the proof is "
             "for an ideal normal law. privacy.noise discrete_gaussian has no such gap."
@@ -276,12 +296,12 @@ def _group(privacy: Mapping[str, Any]) -> str:
     return said + f"mu is multiplied by their number, so that for two of them epsilon is at most {pair}."
 
 
-def _noise_kinds(events: list[Mapping[str, Any]]) -> set[str]:
+def noise_kinds(events: list[Mapping[str, Any]]) -> set[str]:
     """How the released numbers were made noisy; events that do not say are Gaussian or the kind they name."""
     kinds: set[str] = set()
     for event in events:
         if "parts" in event:
-            kinds |= _noise_kinds(event["parts"])
+            kinds |= noise_kinds(event["parts"])
         elif event["kind"] in ("discrete_gaussian", "skellam"):
             kinds.add(event["kind"])
         else:

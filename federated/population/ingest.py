@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.data.sources import resolved_path
-from dpsw_ray.data.split import record_digests
+from dpsw_ray.data.split import check_one_division, record_digests
 from dpsw_ray.data.table import TableSource
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_bytes, write_json
@@ -61,6 +61,8 @@ def ingest_users(config: FederatedConfig, folder: Path) -> None:
         if data.source == "leaf"
         else _Table(path, data.label, data.columns, config.population.user or "")
     )
+    rule = _rule(config)
+    check_one_division(data, rule, source.schema.columns, folder)
     values: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
     labels: dict[str, list[str | None]] = {part: [] for part in _PARTS}
     owners: list[str] = []
@@ -114,10 +116,24 @@ def ingest_users(config: FederatedConfig, folder: Path) -> None:
     write_json(
         folder / "dataset.json",
         {
-            "format": 1, "source": data.source, "schema": schema.to_dict(), "classes": classes, "class_names": None,
+            "format": 1, "source": data.source, "path": str(path), "split": rule,
+            "schema": schema.to_dict(), "classes": classes, "class_names": None,
             "counts": counts, "users": len(people),
         },
     )  # fmt: skip
+
+
+def _rule(config: FederatedConfig) -> dict[str, Any]:
+    """All that decides which part a user goes to, its own name aside."""
+    data = config.data
+    return {
+        "rule": "u = 2^-64 * BLAKE2b-64(user, key = BLAKE2b-256(split_seed))",
+        "test": f"u < {data.test_fraction}",
+        "public_fraction": data.public_fraction,
+        "test_fraction": data.test_fraction,
+        "split_seed": data.split_seed,
+        "user": config.population.user,
+    }
 
 
 def _part(user: str, config: FederatedConfig) -> str:
@@ -135,11 +151,8 @@ class _Table:
     """A table with a column that names the user."""
 
     def __init__(self, path: Path, label: str | None, columns: list[str] | None, user: str) -> None:
-        probe = TableSource(path, user, columns)  # with the user as its label: texts, and never a column
-        if columns is None:
-            columns = [name for name in probe.schema.columns if name != label]
-        self._users = TableSource(path, user, columns)
-        self._records = TableSource(path, label, columns)
+        self._users = TableSource(path, user, columns, [label])  # read as labels are: as texts
+        self._records = TableSource(path, label, columns, [user])
         self.schema = self._records.schema
 
     def batches(self) -> Iterator[Batch]:
@@ -177,7 +190,16 @@ class _Leaf:
         """Records user by user."""
         for file in self._files:
             for user, records, labels in self._read(file):
-                pixels = np.clip(np.rint(np.asarray(records, float) * 255), 0, 255).astype(np.uint8)
+                try:
+                    values = np.asarray(records, float)
+                except (ValueError, TypeError):
+                    values = np.empty(0)
+                if values.shape != (len(labels), self.schema.size):
+                    raise UserError(
+                        f"{file} is no file of the LEAF format: every record must be a list of {self.schema.size} "
+                        "numbers and have a label."
+                    )
+                pixels = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
                 images = pixels.reshape(-1, *self.schema.shape)
                 names: list[str | None] = [str(label) for label in labels]
                 yield [user] * len(images), images, names

@@ -11,7 +11,7 @@ from dpsw_ray.privacy.losses import Cost, Gaussian, Skellam, SlicedGaussian
 from dpsw_ray.privacy.mixture import GaussianMixture, mixture
 from dpsw_ray.privacy.near_gaussian import near_gaussian_epsilon
 
-__all__ = ["GaussianAccountant"]
+__all__ = ["GaussianAccountant", "conditional", "skellam_losses"]
 
 _TAIL = 1e-4
 """Probability cut off the law of the directions, as a part of delta."""
@@ -37,13 +37,24 @@ class GaussianAccountant(Accountant):
         mu, rest = gaussian_part(cost)
         if not rest or mu == math.inf:
             return gaussian_epsilon(mu, delta)
-        if noises := [(loss, times) for loss, times in rest.items() if isinstance(loss, Skellam)]:
+        if noises := skellam_losses(rest):
             return near_gaussian_epsilon(mu**2, noises, delta)
         return conditional(cost, _TAIL * delta).epsilon(delta)
 
 
 def conditional(cost: Cost, tail: float) -> GaussianMixture:
-    """The law of mu^2 given the directions."""
+    """The law of mu^2 given the directions, of Gaussian losses and sliced Gaussian ones.
+
+    Raises:
+        ValueError: the cost has losses of other kinds, which this law would leave out.
+    """
     mu, rest = gaussian_part(cost)
     slices = Counter({loss: times for loss, times in rest.items() if isinstance(loss, SlicedGaussian)})
+    if len(slices) < len(rest):
+        raise ValueError("only Gaussian losses have a law of mu^2")
     return mixture(mu**2, slices, tail)
+
+
+def skellam_losses(cost: Cost) -> list[tuple[Skellam, int]]:
+    """The Skellam losses, and how often each was suffered."""
+    return [(loss, times) for loss, times in cost.items() if isinstance(loss, Skellam)]
