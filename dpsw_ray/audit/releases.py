@@ -61,7 +61,8 @@ def sliced_histogram(plan: HistogramPlan, relation: Relation) -> Attack:
             null[run], alternative[run] = matched @ (first + drawn), matched @ (second + drawn)
         return null, alternative
 
-    return Attack("sliced_histogram", (plan.event,), relation, scores)
+    name = "sliced_histogram" if plan.noise == "gaussian" else "sliced_histogram_discrete"
+    return Attack(name, (plan.event,), relation, scores)
 
 
 def histogram_plan(relation: Relation, level: float, kind: NoiseKind = "gaussian") -> HistogramPlan:
