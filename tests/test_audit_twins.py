@@ -177,7 +177,7 @@ def test_a_projected_record_replaced_and_charged_as_zeroed() -> None:
 
 def test_a_public_seed_for_iid_directions() -> None:
     """Who knows the directions beforehand puts the record where they are densest."""
-    drawn = iid_directions(24, 8, "twin").reshape(2, 12, 8)
+    drawn = iid_directions(32, 8, "twin").reshape(2, 16, 8)
     plan = dataclasses.replace(row_plan("iid", 2.0, epochs=1), directions=drawn)
     first = plan.directions[0]
     _, strength, axes = np.linalg.svd(first)
