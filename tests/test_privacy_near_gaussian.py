@@ -95,11 +95,3 @@ def test_where_it_says_nothing_renyis_bound_counts(variance: float, cells: int |
     found = bound([event(variance, cells)], "zero_out", 1e-5)
     renyi = RdpAccountant().epsilon([event(variance, None)], relation="zero_out", delta=1e-5)
     assert found.accountant == "RDP" and found.epsilon == renyi
-
-
-def test_the_privacy_curve_does_not_lose_the_skellam_noise() -> None:
-    known, unknown = [event((2e5) ** 2, 40_000, 100_000)], [event((2e5) ** 2, None, 100_000)]
-    epsilons = np.array([0.5, 1.0, 2.0])
-    curve = delta_curve(known, "zero_out", epsilons)
-    assert np.array_equal(curve, delta_curve(unknown, "zero_out", epsilons))
-    assert (curve >= [gaussian_delta(float(e), 0.5) for e in epsilons]).all()
