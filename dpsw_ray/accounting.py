@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dpsw_ray.config import load_config, read_values
+from dpsw_ray.config import load_config
+from dpsw_ray.config_file import read_values
 from dpsw_ray.errors import UserError
 from dpsw_ray.plan import planned
 from dpsw_ray.privacy.accountants import Account, account, bound

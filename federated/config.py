@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from dpsw_ray.config import DataConfig, PrivacyConfig, Real, ReleaseConfig, RunConfig, Text, Whole, load_model
+from dpsw_ray.config import DataConfig, PrivacyConfig, Real, ReleaseConfig, RunConfig, Section, Text, Whole
+from dpsw_ray.config_file import load_model
 
 __all__ = [
     "DropoutConfig",
@@ -26,10 +27,6 @@ __all__ = [
 Trust = Literal["central", "distributed", "local"]
 
 _MOST = 2**30  # users, records, pieces: their products still fit the kernel's 64 bits
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FederatedDataConfig(DataConfig):
@@ -52,7 +49,7 @@ class FederatedReleaseConfig(ReleaseConfig):
     sampling: Literal["poisson"] = "poisson"
 
 
-class PopulationConfig(_Section):
+class PopulationConfig(Section):
     """Who holds the private records."""
 
     users: Whole = Field(3000, ge=2, le=_MOST, description="how many; natural keys bring their own number")
@@ -79,7 +76,7 @@ class PopulationConfig(_Section):
     )
 
 
-class SecAggConfig(_Section):
+class SecAggConfig(Section):
     """Secure aggregation, for `trust: distributed`."""
 
     threshold: Real = Field(
@@ -99,13 +96,13 @@ class SecAggConfig(_Section):
     )
 
 
-class DropoutConfig(_Section):
+class DropoutConfig(Section):
     """Simulated: devices that do not answer."""
 
     rate: Real = Field(0.0, ge=0.0, lt=1.0, description="chance of a user to be away in a round")
 
 
-class StragglersConfig(_Section):
+class StragglersConfig(Section):
     """Simulated: devices that answer late. Times say nothing of the records."""
 
     deadline_s: Real | None = Field(
@@ -227,5 +224,5 @@ class FederatedConfig(RunConfig):
 
 
 def load_federated(path: str | Path, overrides: Iterable[str] = ()) -> FederatedConfig:
-    """Reads the config of a federated run; see `dpsw_ray.config.load_model`."""
+    """Reads the config of a federated run; see `dpsw_ray.config_file.load_model`."""
     return load_model(FederatedConfig, path, overrides, "federated")

@@ -9,18 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from dpsw_ray.config import (
-    Number,
-    Real,
-    RunConfig,
-    Section,
-    Text,
-    Whole,
-    explain_mistakes,
-    make_config,
-    put_value,
-    read_values,
-)
+from dpsw_ray.config import Number, Real, RunConfig, Section, Text, Whole
+from dpsw_ray.config_file import explain_mistakes, make_config, put_value, read_values
 from dpsw_ray.errors import UserError
 
 __all__ = [

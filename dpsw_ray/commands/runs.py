@@ -20,7 +20,8 @@ from dpsw_ray.commands.options import (
     SetOption,
 )
 from dpsw_ray.commands.show import show
-from dpsw_ray.config import RunConfig, load_config, read_values
+from dpsw_ray.config import RunConfig, load_config
+from dpsw_ray.config_file import read_values
 from dpsw_ray.errors import UserError
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ def _check_charged(
         raise UserError(
             f"The release stored in {folder} is not charged to {account} in the ledger {ledger.path}: use the "
             "ledger it was charged to (paths.ledger), give another --output, or draw more samples from it "
-            "with `dpsw generate`."
+            "with the `generate` command."
         )
     if make_plan is not None and entry.events != (make_plan(release_id).event,):
         raise UserError(
