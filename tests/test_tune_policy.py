@@ -27,10 +27,12 @@ from dpsw_ray.privacy.events import (
     SampledGaussianEvent,
     event_from_dict,
 )
+from dpsw_ray.privacy.gaussian import gaussian_epsilon
 from dpsw_ray.privacy.selection import MOST_TRIALS, TrialsLaw
 from dpsw_ray.private.mechanism import bound as sums
 from dpsw_ray.release.plan import HistogramPlan
 from tune.policy import selection_event, selection_trial_mu, split_epsilon, within_mu
+from tune.prepare import costs
 
 CONFIDENCE = shared_confidence(1 - 1e-6, 4)
 RELATION, DELTA = "replace_one", 1e-5
@@ -59,6 +61,25 @@ def test_releases_of_a_split_together_cost_the_target(releases: int, epsilon: fl
     target = calibrate_gaussian_mu(epsilon, DELTA)
     for event in events(each):
         assert compose_mu([event], RELATION) == pytest.approx(target / math.sqrt(releases), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_query_leaves_the_rest_of_the_budget_to_the_releases(share: float, tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        set={"privacy.epsilon": 1.0, "privacy.delta": DELTA},
+        space={"seed": {"grid": [1, 2, 3]}},
+        search={"kind": "grid", "base": False},
+        selection={"policy": "split", "score": "noisy_query", "query_share": share},
+    )
+    each, configs, events = costs(plan, lambda config: make_plan(config, 6, 10, 1000, "plan").event)
+    assert len(configs) == len(events) == 4 and configs[-1].seed not in {
+        config.seed for config in configs[:3]
+    }
+    assert 0.9999 <= account(events, RELATION, DELTA).epsilon.upper <= 1.0
+    target = calibrate_gaussian_mu(1.0, DELTA)
+    assert compose_mu(events[-1:], RELATION) == pytest.approx(target * math.sqrt(share), rel=1e-5)
+    assert each == pytest.approx(gaussian_epsilon(target * math.sqrt((1 - share) / 3), DELTA).upper, rel=1e-4)
 
 
 def test_a_split_of_sampled_releases_is_found_without_a_closed_form() -> None:

@@ -43,8 +43,9 @@ def noisy(release: Release, seed: int) -> Release:
     return dataclasses.replace(release, counts=release.counts + np.rint(noise).astype(np.int64))
 
 
-def squared(release: Release, particles: tuple[np.ndarray, np.ndarray]) -> float:
-    score = HeldOut(*withhold(release, 0.25), *latents(1000, seed=5)).score(*particles)
+def squared(release: Release, particles: tuple[np.ndarray, np.ndarray], query: bool = False) -> float:
+    parts = (release, release) if query else withhold(release, 0.25)
+    score = HeldOut(*parts, *latents(1000, seed=5)).score(*particles)
     return score * abs(score)
 
 
@@ -59,13 +60,17 @@ def test_whole_frames_are_withheld_and_nothing_is_in_both_parts() -> None:
         withhold(true_release(latents(100, 0), 0.0), 0.99)
 
 
-def test_the_score_of_the_truth_is_zero_on_average_whatever_the_noise() -> None:
+@pytest.mark.parametrize("query", [False, True])
+def test_the_score_of_the_truth_is_zero_on_average_whatever_the_noise(query: bool) -> None:
     records = latents(1000, seed=0)
     exact = true_release(records, noise=3.0)
-    assert squared(dataclasses.replace(exact, cell_noise=0.0), records) == pytest.approx(0.0, abs=1e-12)
-    scores = np.array([squared(noisy(exact, seed), records) for seed in range(60)])
+    assert squared(dataclasses.replace(exact, cell_noise=0.0), records, query) == pytest.approx(
+        0.0, abs=1e-12
+    )
+    scores = np.array([squared(noisy(exact, seed), records, query) for seed in range(60)])
     assert abs(scores.mean()) < 4 * scores.std() / len(scores) ** 0.5
-    without = np.array([squared(noisy(exact, seed), latents(1000, seed=1, shift=0.05)) for seed in range(60)])
+    worse = latents(1000, seed=1, shift=0.05)
+    without = np.array([squared(noisy(exact, seed), worse, query) for seed in range(60)])
     assert without.mean() - scores.mean() > 10 * (without - scores).std() / len(scores) ** 0.5
 
 
@@ -76,6 +81,15 @@ def test_without_noise_it_is_near_the_sliced_distance_it_stands_for() -> None:
     exact = true_release(records, noise=0.0)
     expected = 4 * shift**2 / DIM
     assert 0.3 * expected < squared(exact, moved) < 1.2 * expected
+
+
+def test_a_query_without_classes_judges_particles_with_classes() -> None:
+    records = latents(1000, seed=0)
+    pooled = (records[0], np.zeros(len(records[1]), np.int32))
+    exact = true_release(pooled, noise=0.0)
+    query = dataclasses.replace(exact, counts=np.ascontiguousarray(exact.counts[:, :1]))
+    assert squared(query, records, query=True) == pytest.approx(0.0, abs=1e-12)
+    assert squared(query, latents(1000, seed=1, shift=0.1), query=True) > 1e-3
 
 
 def test_a_worse_flow_scores_worse_through_the_noise() -> None:

@@ -139,6 +139,16 @@ FRAMES = {"release.frames": {"choice": [2, 3]}}
              "selection": {"policy": "split", "score": "public", "measure": "sliced_w2"}},
             "is a distance between latents",
         ),
+        (
+            {"space": {"encoder.latent_dim": {"choice": [4, 6]}},
+             "selection": {"policy": "split", "score": "noisy_query"}},
+            "selection.score noisy_query is a distance between latents",
+        ),
+        (
+            {"selection": {"policy": "private_selection", "score": "noisy_query"}},
+            "selection.score must be validation_slices or public, found noisy_query",
+        ),
+        ({"base": [1]}, "base must be a run's YAML file"),
         ({"set": {"method": "dpswgen"}, "scheduler": {"kind": "asha"}}, "looks at flows while they run"),
         ({"set": {"flow.stepz": 3}}, "did you mean flow.steps"),
         ({"selection": {"polcy": "split"}}, "selection.polcy is an unknown key; did you mean selection.policy"),

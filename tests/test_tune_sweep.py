@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from support import SMALL, run_dpsw
 
+from dpsw_ray.privacy.accountants import compose_mu
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.selection import TrialsLaw
 from dpsw_ray.private.shard import Shard
@@ -195,6 +197,45 @@ def test_releases_of_a_split_are_charged_together_before_the_first_is_drawn(
     }
     code, _, err = run_tune(tmp_path, "--quiet", "--resume")
     assert (code, err, len(charges(tmp_path))) == (0, "", 4)
+
+
+def test_a_noisy_query_is_charged_with_the_release_and_judges_every_trial(
+    tmp_path: Path, ray_session: None
+) -> None:
+    space = {"release.bins": {"grid": [24, 48]}, "flow.steps": {"grid": [3, 5]}}
+    selection = {"policy": "split", "score": "noisy_query", "query_share": 0.2, "query_frames": 3}
+    write_sweep(tmp_path, space=space, selection=selection, set={"privacy.epsilon": 2.0})
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert (code, err) == (0, "")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    entries = charges(tmp_path)
+    assert len(entries) == 4  # two grids beside the base's, and the query
+    total = ledger.total("digits").epsilon.upper
+    assert 1.999 <= total <= 2.0 and privacy(tmp_path)["epsilon"] == pytest.approx(total)
+    assert privacy(tmp_path)["releases"] == 3 and privacy(tmp_path)["queries"] == 1
+    assert privacy(tmp_path)["score"]["kind"] == "charged"
+    query = Release.load(tmp_path / "s" / "releases" / "query" / "release")
+    asked = [entry for entry in entries if entry.release_id == query.manifest["release_id"]]
+    shares = [compose_mu(entry.events, "replace_one") or 0.0 for entry in asked + entries]
+    assert shares[0] ** 2 / sum(mu**2 for mu in shares[1:]) == pytest.approx(0.2, rel=1e-4)
+    assert query.directions.shape[1] == 3 * query.dim and query.blocks == 10
+    shown = Release.load(tmp_path / "s" / "releases" / "00000" / "release").directions
+    assert not set(map(tuple, query.directions[0])) & set(map(tuple, shown[0]))
+    assert {row["status"] for row in trials(tmp_path)} == {"finished"}
+    assert "was charged with the others" in (tmp_path / "s" / "report.html").read_text()
+    best = json.loads((tmp_path / "s" / "best" / "privacy.json").read_text())
+    assert best["epsilon"]["upper"] == privacy(tmp_path)["epsilon"]
+    code, _, err = run_tune(tmp_path, "--quiet", "--resume")
+    assert (code, err, len(charges(tmp_path))) == (0, "", 4)
+
+
+def test_a_cap_refuses_the_sweeps_of_a_frontier_as_a_whole(tmp_path: Path, ray_session: None) -> None:
+    write_sweep(tmp_path, epsilons=[1.0, 2.0])
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.register("digits", "replace_one", "record", 1e-4, cap=2.1)
+    code, _, err = run_tune(tmp_path, "--quiet")
+    assert code == 2 and "The budget of data set digits is epsilon 2.1" in err
+    assert charges(tmp_path) == []
 
 
 def test_a_cap_refuses_a_split_as_a_whole_before_anything_is_charged(
@@ -481,13 +522,20 @@ def wait_for(place: Path, pattern: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_killed_twice_it_ends_as_if_it_had_not_been_and_charges_nothing_again(tmp_path: Path) -> None:
+def test_killed_often_it_ends_as_if_it_had_not_been_and_charges_nothing_again(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for place in (whole, killed):
         write_sweep(place, **{**LONG, "set": LONG["set"] | {"tracking.enabled": True}})
-    for number, what in enumerate(("s/releases/*/release/*.json", "s/trials/*/trial.json")):
+    moments = ["s/releases/*/release/*.json", "s/trials/*/trial.json"]
+    # At random moments after those two: as many more as DPSW_KILLS asks for.
+    moments += [""] * (int(os.environ.get("DPSW_KILLS", "2")) - len(moments))
+    for number, moment in enumerate(moments):
         process = child(killed, *(["--resume"] if number else []))
-        wait_for(killed, what, process)
+        if moment:
+            wait_for(killed, moment, process)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(random.uniform(0, 20))
         process.kill()
         process.communicate()
     for place, options in ((whole, []), (killed, ["--resume"])):

@@ -48,12 +48,21 @@ class SelectionConfig(Section):
     """By what the best trial is chosen, and how the choice is paid for."""
 
     policy: Literal["reuse", "split", "private_selection", "nonprivate"] = "reuse"
-    score: Literal["validation_slices", "public"] = "validation_slices"
+    score: Literal["validation_slices", "noisy_query", "public"] = "validation_slices"
     withheld: Real = Field(
         0.25,
         gt=0.0,
         lt=1.0,
         description="validation_slices: share of the released directions kept from the flow",
+    )
+    query_share: Real = Field(
+        0.1,
+        gt=0.0,
+        lt=1.0,
+        description="noisy_query: share of the budget (of mu squared) that the query takes",
+    )
+    query_frames: Whole = Field(
+        8, ge=1, le=10_000, description="noisy_query: frames of directions of its own"
     )
     measure: Literal["sliced_w2", "fid", "intended", "logreg"] = Field(
         "fid", description="public: what is measured against public records"
@@ -75,7 +84,7 @@ class SweepConfig(Section):
     """One sweep, whole."""
 
     name: Text = Field("tune", pattern=r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$")
-    base: Text | dict[str, Any] = Field(
+    base: str | dict[str, Any] = Field(
         "digits", description="a run's YAML file, the name of a shipped one, or the run"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="overrides of the base, key: value")
@@ -87,6 +96,15 @@ class SweepConfig(Section):
     epsilons: list[Number] | None = Field(
         None, min_length=1, description="one sweep for each: quality against epsilon"
     )
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _run(cls, base: Any) -> Any:
+        if not isinstance(base, str | dict):
+            raise ValueError(
+                "must be a run's YAML file, the name of a shipped run, or a section with a run's keys"
+            )
+        return base
 
     @field_validator("epsilons")
     @classmethod

@@ -5,21 +5,25 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dpsw_ray.cluster.head_ledger import open_ledger
+from dpsw_ray.errors import UserError
 from dpsw_ray.experiment.measures import MEASURES
 from dpsw_ray.experiment.page import render_page
 from dpsw_ray.files import write_bytes, write_json, write_text
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.plan import ledger_account, planned
+from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import LedgerTotal
 from dpsw_ray.progress import Progress
 from tune.config import SweepConfig
 from tune.pictures import frontier_figure
 from tune.plan import SweepPlan, plan_sweep
+from tune.policy import selection_event, selection_trial_mu
+from tune.prepare import costs
 from tune.results import Result, describe_point
 from tune.sweep import connected, make_best, run_sweep
 
@@ -58,7 +62,7 @@ def run_frontier(
         progress: where to report.
 
     Raises:
-        UserError: as `run_sweep`.
+        UserError: as `run_sweep`; before the first charge, where the sweeps together would pass the data set's cap.
         Interrupted: by Ctrl-C; the page shows the sweeps that have ended.
     """
     results: list[Result] = []
@@ -67,9 +71,10 @@ def run_frontier(
         stack.callback(
             connected(next(iter(plans.values())).base.config.cluster)
         )  # once for all, and for the page
+        _check_cap(plans, folder)
         for epsilon, plan in plans.items():
             progress.say(f"epsilon {_exact(epsilon)}")
-            place = folder / f"epsilon-{_exact(epsilon)}"
+            place = _place(folder, epsilon)
             result = run_sweep(plan, place, resume and place.exists(), progress)
             results.append(result)
             if result.best is not None:
@@ -77,6 +82,37 @@ def run_frontier(
                 points.append(_point(epsilon, result, place))
             _write(name, folder, results, points)
     return results
+
+
+def _place(folder: Path, epsilon: float) -> Path:
+    return folder / f"epsilon-{_exact(epsilon)}"
+
+
+def _check_cap(plans: Mapping[float, SweepPlan], folder: Path) -> None:
+    """Refuses all sweeps where the cap has room for some of them only, as far as public facts tell what they cost."""
+    events: dict[str, list[Event]] = {}  # by account
+    for epsilon, plan in plans.items():
+        if not any((_place(folder, epsilon) / name).exists() for name in ("releases", "private.json")):
+            try:
+                events.setdefault(_account(plan), []).extend(_expected(plan))
+            except UserError:  # of a table that is not divided yet
+                return
+    config = next(iter(plans.values())).base.config
+    for name, expected in events.items():
+        open_ledger(config.ledger_path).check(name, config.privacy.relation, expected)
+
+
+def _account(plan: SweepPlan) -> str:
+    """What a sweep is charged to."""
+    return ledger_account(plan.config({}, plan.base.config.privacy.epsilon))
+
+
+def _expected(plan: SweepPlan) -> Sequence[Event]:
+    p = plan.base.config.privacy
+    if plan.sweep.selection.policy == "private_selection":
+        mu = selection_trial_mu(plan.sweep, p.relation, p.epsilon, p.delta)
+        return (selection_event(plan.sweep, p.relation, mu),)
+    return costs(plan, lambda config: planned(config)[0].event)[2]
 
 
 def _exact(epsilon: float) -> str:
@@ -119,10 +155,8 @@ def _point(epsilon: float, result: Result, place: Path) -> dict[str, Any]:
 
 def _accounts(results: Sequence[Result]) -> list[LedgerTotal]:
     """Totals of the accounts that the sweeps were charged to."""
-    configs = [result.plan.config({}, result.plan.base.config.privacy.epsilon) for result in results]
-    names = dict.fromkeys(ledger_account(config) for config in configs)
-    ledger = open_ledger(configs[0].ledger_path)
-    return [ledger.total(name) for name in names]
+    ledger = open_ledger(results[0].plan.base.config.ledger_path)
+    return [ledger.total(name) for name in dict.fromkeys(_account(result.plan) for result in results)]
 
 
 def _write(name: str, folder: Path, results: Sequence[Result], points: Sequence[dict[str, Any]]) -> None:

@@ -16,6 +16,9 @@ from tune.space import Point, Space, parse_space
 
 __all__ = ["SweepPlan", "SweepTrial", "plan_sweep"]
 
+_QUERY_BINS = 32
+"""Of a noisy query, smoothed by one of them: what most budgets can learn."""
+
 
 @dataclass(frozen=True)
 class SweepTrial:
@@ -83,6 +86,24 @@ class SweepPlan:
                 ),
             }
         )
+
+    def query(self, epsilon: float) -> RunConfig:
+        """A run whose release is the noisy query that trials are judged by: DPSWflow-h on directions of its own.
+
+        It has the classes only where every trial has them.
+        """
+        base, selection = self.base.config, self.sweep.selection
+        varied = {"release.class_conditional", "method"} & set(self.space.keys)
+        conditional = base.release.class_conditional and base.release_kind != "rows" and not varied
+        point = {
+            "method": "dpswflow-h",
+            "seed": int(np.random.default_rng([base.seed, 0x9E57]).integers(2**31)),
+            "release.frames": selection.query_frames,
+            "release.bins": _QUERY_BINS,
+            "release.smoothing": 1.0,
+            "release.class_conditional": conditional,
+        }
+        return self.config(point, epsilon)
 
     @property
     def count(self) -> int:

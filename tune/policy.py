@@ -30,6 +30,7 @@ __all__ = [
     "Selection",
     "check_sweep",
     "is_mechanism_key",
+    "query_epsilon",
     "selection_event",
     "selection_trial_mu",
     "split_epsilon",
@@ -125,11 +126,13 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
                 f"{where}: selection.score validation_slices compares distances to slices of one kind, but "
                 f"space.{odd[0]} changes what a slice is; choose selection.score public."
             )
-    elif selection.measure == "sliced_w2" and (odd := [k for k in mechanism if k.startswith("encoder.")]):
-        raise UserError(
-            f"{where}: selection.measure sliced_w2 is a distance between latents, but space.{odd[0]} changes the "
-            "latents; choose selection.measure fid, intended or logreg."
-        )
+    elif selection.score == "noisy_query" or selection.measure == "sliced_w2":
+        named = "score noisy_query" if selection.score == "noisy_query" else "measure sliced_w2"
+        if odd := [key for key in mechanism if key.startswith("encoder.")]:
+            raise UserError(
+                f"{where}: selection.{named} is a distance between latents, but space.{odd[0]} changes the latents; "
+                "choose selection.score public and its measure fid, intended or logreg."
+            )
 
 
 def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -> None:
@@ -143,6 +146,11 @@ def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, 
         raise UserError(
             f"{policy} must not look at a trial before it has ended, nor stop it by what others gave; scheduler.kind "
             f"must be fifo, found {sweep.scheduler.kind}."
+        )
+    if sweep.selection.score == "noisy_query":
+        raise UserError(
+            f"{policy} counts a trial as one release; selection.score must be validation_slices or public, found "
+            "noisy_query."
         )
     if odd := [key for key in space.keys if key.startswith("encoder.")]:
         raise UserError(
@@ -167,8 +175,20 @@ def _methods(space: Space, base: RunConfig) -> set[str]:
     return {base.method, *map(str, found)}
 
 
+def query_epsilon(sweep: SweepConfig, epsilon: float, delta: float) -> float:
+    """Epsilon that the noisy query of a sweep is calibrated to: its share of the budget is one of mu squared."""
+    if math.isinf(epsilon):
+        return math.inf
+    share = math.sqrt(sweep.selection.query_share)
+    return gaussian_epsilon(share * calibrate_gaussian_mu(epsilon, delta), delta).lower
+
+
 def split_epsilon(
-    events: Callable[[float], Sequence[Event]], relation: Relation, epsilon: float, delta: float
+    events: Callable[[float], Sequence[Event]],
+    relation: Relation,
+    epsilon: float,
+    delta: float,
+    besides: Sequence[Event] = (),
 ) -> float:
     """Epsilon that each of several releases may cost by itself, so that all of them together cost the target.
 
@@ -177,21 +197,24 @@ def split_epsilon(
         relation: the data set's.
         epsilon: the target; infinity gives infinity.
         delta: at which both hold.
+        besides: what else the target pays for, at a cost of its own.
 
     Returns:
-        The largest such epsilon to six digits or better. The upper bound of `events(it)` is at most `epsilon`.
+        The largest such epsilon to six digits or better. The upper bound of `events(it)` and `besides` is at most
+        `epsilon`.
     """
     if math.isinf(epsilon):
         return math.inf
 
     def fits(each: float) -> bool:
-        return bound(events(each), relation, delta).epsilon.upper <= epsilon
+        return bound([*events(each), *besides], relation, delta).epsilon.upper <= epsilon
 
     if fits(epsilon):  # a single release
         return epsilon
     planned = events(epsilon)
-    if compose_mu(planned, relation) is not None:
-        share = calibrate_gaussian_mu(epsilon, delta) / math.sqrt(len(planned))
+    spent = compose_mu(besides, relation) if besides else 0.0
+    if spent is not None and compose_mu(planned, relation) is not None:
+        share = math.sqrt((calibrate_gaussian_mu(epsilon, delta) ** 2 - spent**2) / len(planned))
         each = gaussian_epsilon(share, delta).lower
         for _ in range(
             _MOST_TRIES

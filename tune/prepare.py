@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.release.quantiles import denoise
 from dpsw_ray.run import check_delta, check_relation, divided_data, move_points, spawn_shards, train_encoder
 from tune.plan import SweepPlan
-from tune.policy import split_epsilon
+from tune.policy import query_epsilon, split_epsilon
 from tune.scores import withhold
 
-__all__ = ["Group", "Prepared", "open_data", "prepare", "write_reference"]
+__all__ = ["Group", "Prepared", "costs", "open_data", "prepare", "write_reference"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Group:
         config: a run with this release, all else as in the base.
         encoder: folder of its encoder.
         folder: holds `release/` and, where slices are withheld, the reference particles.
+        query: folder of the noisy query that its trials are judged by, with the reference particles.
     """
 
     number: int
     config: RunConfig
     encoder: Path
     folder: Path
+    query: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,29 +104,57 @@ def prepare(plan: SweepPlan, folder: Path, cluster: Cluster, ledger: Ledger, pro
             encoders[key] = folder / "encoders" / f"{len(encoders):03d}"
             train_encoder(config, data, encoders[key], progress)
 
-    def planned(each: float) -> list[Event]:
-        return [
-            _make_plan(plan.config(mechanism, each), data, encoders, "plan").event
-            for mechanism in plan.mechanisms
-        ]
-
-    p = base.privacy
-    each = p.epsilon
-    if plan.sweep.selection.policy != "nonprivate":
-        each = split_epsilon(planned, p.relation, p.epsilon, p.delta)
-    groups = tuple(
-        Group(number, config, encoders[_encoder_key(config)], folder / "releases" / f"{number:05d}")
-        for number, config in enumerate(plan.config(mechanism, each) for mechanism in plan.mechanisms)
-    )
-    events = tuple(planned(each))
+    p, selection = base.privacy, plan.sweep.selection
+    each, configs, events = costs(plan, lambda config: _make_plan(config, data, encoders, "plan").event)
+    query = folder / "releases" / "query" if selection.score == "noisy_query" else None
+    releases = [
+        Group(number, config, encoders[_encoder_key(config)], folder / "releases" / f"{number:05d}", query)
+        for number, config in enumerate(configs)
+    ]
+    if query is not None:
+        releases[-1] = replace(releases[-1], folder=query)
+    groups = tuple(releases[: len(plan.mechanisms)])
     privacy = account(events, p.relation, p.delta).to_dict()
-    _release_all(plan, groups, events, privacy, data, cluster, ledger, progress)
-    if plan.sweep.selection.score == "validation_slices":
+    _release_all(plan, releases, events, privacy, data, cluster, ledger, progress)
+    if query is not None:
+        write_reference(groups[0], None, query)  # one for all: their scores compare
+    elif selection.score == "validation_slices":
         with progress.task("Base run, for the weights of the validation slices", len(groups)) as task:
             for group in groups:
-                write_reference(group, plan.sweep.selection.withheld)
+                write_reference(group, selection.withheld, group.folder)
                 task.advance()
     return Prepared(groups, events, each, privacy)
+
+
+def costs(
+    plan: SweepPlan, event: Callable[[RunConfig], Event]
+) -> tuple[float, tuple[RunConfig, ...], tuple[Event, ...]]:
+    """What a sweep that charges before its first release is going to release.
+
+    Args:
+        plan: the sweep.
+        event: of a run's release.
+
+    Returns:
+        The epsilon that each trial's release is calibrated to; a run for each release, in the order of
+        `plan.mechanisms` and then the noisy query's, if there is one; their events.
+    """
+    p = plan.base.config.privacy
+    queries: list[RunConfig] = []
+    if plan.sweep.selection.score == "noisy_query":
+        queries = [plan.query(query_epsilon(plan.sweep, p.epsilon, p.delta))]
+    asked = [event(config) for config in queries]
+
+    def configs(each: float) -> list[RunConfig]:
+        return [plan.config(mechanism, each) for mechanism in plan.mechanisms]
+
+    def events(each: float) -> list[Event]:
+        return [event(config) for config in configs(each)]
+
+    each = p.epsilon
+    if plan.sweep.selection.policy != "nonprivate":
+        each = split_epsilon(events, p.relation, p.epsilon, p.delta, asked)
+    return each, (*configs(each), *queries), (*events(each), *asked)
 
 
 def _encoder_key(config: RunConfig) -> str:
@@ -212,12 +242,13 @@ def _manifest(
     }
 
 
-def write_reference(group: Group, withheld: float) -> None:
-    """Stores the particles of the base run with this release, which the validation slices are weighted by."""
-    path = group.folder / "reference.npz"
+def write_reference(group: Group, withheld: float | None, folder: Path) -> None:
+    """Stores the particles of the base run with this release, which slices are weighted by, in `folder`."""
+    path = folder / "reference.npz"
     if path.exists():
         return
-    fitted, _ = withhold(Release.load(group.folder / "release"), withheld)
+    release = Release.load(group.folder / "release")
+    fitted = release if withheld is None else withhold(release, withheld)[0]
     rounds = denoise(fitted, group.config.flow.denoising)
     encoder = load_encoder(group.encoder)
     with LocalCluster(1) as cluster:

@@ -281,7 +281,7 @@ class _Trials:
         end_release(shards, place / "release")  # where somebody died between the release and its commit
         selection = self._plan.sweep.selection
         if selection.score == "validation_slices":
-            write_reference(group, selection.withheld)
+            write_reference(group, selection.withheld, group.folder)
         return make_trial(Task(config, group, place, selection, TrialsConfig()), lambda step, score: None)
 
 

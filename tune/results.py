@@ -94,6 +94,7 @@ def sweep_privacy(
         "score": {"name": plan.score.name, "kind": plan.score.kind, "explanation": plan.score.explanation},
         "publishable": private and config.privacy.publishable,
         "releases": len(plan.mechanisms),
+        "queries": int(plan.score.kind == "charged"),
         "epsilon of one release": each,
         "statement": _statement(plan, account, each),
         "ledger": dict(ledger),
@@ -109,7 +110,7 @@ def _statement(plan: SweepPlan, account: Mapping[str, Any], each: float) -> list
     said = {
         "reuse": [
             f"One release was made and paid for: {promise}. All trials, their scores and the choice among them are "
-            "computed from it and from public records, so that they cost nothing more."
+            "computed from what was paid for and from public records, so that they cost nothing more."
         ],
         "split": [
             f"{releases} releases were made, planned and charged together before the first was drawn. All of them, "
@@ -136,6 +137,13 @@ def _statement(plan: SweepPlan, account: Mapping[str, Any], each: float) -> list
         said = ["Nothing is promised: privacy.noise_seed lets whoever knows it take the noise away.", *said]
     if config.privacy.research and policy != "nonprivate":
         said = [*said, "Charged to a research account: not publishable, whatever the figure."]
+    if plan.score.kind == "charged":
+        share = f"{plan.sweep.selection.query_share:.0%} of the budget"
+        said = [
+            *said,
+            f"The query that trials are judged by is one release more, for {share}: it was charged with the others, "
+            "and the figure covers it.",
+        ]
     return [
         *said,
         "The score of the best trial is the best of many and flatters it: what a run is worth, its own report says.",

@@ -9,6 +9,9 @@ estimates the squared distance to the true slices without bias: var_b, the varia
 With the density g as weight this is the second-order expansion of the squared sliced W2 distance around g (the
 quantiles move by (F_p - F) / g). The g are those of the base run's particles, the same for all trials and
 independent of the withheld noise. Distances to the slices that the flow was fitted to would reward fitting the noise.
+
+Noisy query. The same, with slices of a release of their own: other directions, other noise, a share of the budget. No
+direction is kept from the flow then, and releases of different kinds are judged by the same slices.
 """
 
 from __future__ import annotations
@@ -52,13 +55,13 @@ class Score:
     Attributes:
         name: short.
         better: which way.
-        kind: `post_processing` of the release, or computed with `public` records.
+        kind: `post_processing` of the release, of a query `charged` beside it, or computed with `public` records.
         explanation: a sentence.
     """
 
     name: str
     better: Literal["lower", "higher"]
-    kind: Literal["post_processing", "public"]
+    kind: Literal["post_processing", "charged", "public"]
     explanation: str
 
     @property
@@ -73,6 +76,12 @@ def score_of(selection: SelectionConfig) -> Score:
         return Score(
             "validation slices", "lower", "post_processing",
             f"Distance to released slices that the flow never saw ({selection.withheld:.0%} of the directions), the "
+            "known noise taken out. Around zero it is noise: then nothing more can be told apart.",
+        )  # fmt: skip
+    if selection.score == "noisy_query":
+        return Score(
+            "noisy query", "lower", "charged",
+            f"Distance to slices that were released for this alone ({selection.query_share:.0%} of the budget), the "
             "known noise taken out. Around zero it is noise: then nothing more can be told apart.",
         )  # fmt: skip
     titles: dict[str, tuple[str, Literal["lower", "higher"], str]] = {
@@ -119,8 +128,8 @@ class HeldOut:
         """Prepares the slices.
 
         Args:
-            fitted: the other part of the release: class totals come from it.
-            held: the withheld part.
+            fitted: class totals come from it: the other part of the release, or a noisy query itself.
+            held: the withheld part, or the query.
             reference: particles [n, d] of the base run, for the weights.
             labels: their class blocks [n].
         """
@@ -171,7 +180,7 @@ class _Slices:
         return cls(number, cdf, weights, variances, shares / shares.sum())
 
     def squared(self, held: Release, particles: Array, labels: NDArray[np.int32]) -> float:
-        present = np.bincount(labels, minlength=len(self.shares)) > 0
+        present = np.bincount(labels, minlength=held.blocks) > 0 if held.blocks > 1 else np.ones(1, bool)
         gaps = (_cdfs(held, self.number, particles, labels) - self.cdf) ** 2 - self.variances[:, None]
         by_class = (gaps * self.weights).sum(axis=2).mean(axis=1)
         return float((self.shares * np.where(present, by_class, 0.0)).sum())
@@ -180,6 +189,8 @@ class _Slices:
 def _cdfs(held: Release, number: int, particles: Array, labels: NDArray[np.int32]) -> Array:
     """Smoothed CDFs of particles at the inner edges: array of size [C, K, bins - 1]."""
     directions = held.directions[number]
+    if held.blocks == 1:
+        labels = np.zeros_like(labels)
     counts = np.zeros((held.blocks, len(directions), held.grid.bins), np.int64)
     grid: BinGrid = held.grid
     add_histograms(particles, labels, directions, grid, held.kernel, counts)

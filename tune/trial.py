@@ -202,6 +202,8 @@ def _encoder(folder: Path) -> Encoder:
 def _judge(
     group: Group, selection: SelectionConfig
 ) -> Callable[[NDArray[np.float64], NDArray[np.int32]], float]:
+    if group.query is not None:
+        return _queried(group.query).score
     if selection.score == "validation_slices":
         return _held_out(group.folder, selection.withheld).score
     return _public(group.config.model_dump_json(), group.encoder, selection.measure).score
@@ -211,8 +213,18 @@ def _judge(
 def _held_out(folder: Path, withheld: float) -> HeldOut:
     fitted, held = _parts(folder, withheld)
     assert held is not None
+    return HeldOut(fitted, held, *_reference(folder))
+
+
+@functools.lru_cache(maxsize=2)
+def _queried(folder: Path) -> HeldOut:
+    query = Release.load(folder / "release")
+    return HeldOut(query, query, *_reference(folder))
+
+
+def _reference(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     with np.load(folder / "reference.npz", allow_pickle=False) as stored:
-        return HeldOut(fitted, held, stored["particles"], stored["labels"])
+        return stored["particles"], stored["labels"]
 
 
 @functools.lru_cache(maxsize=4)
