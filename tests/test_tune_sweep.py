@@ -94,7 +94,11 @@ def test_trials_that_fail_are_reported_and_stop_no_other(swept: Path) -> None:
         assert ("MemoryError" in row["error"] or "ValueError" in row["error"]) == (row["status"] == "failed")
         assert (row["score"] is None) == (row["status"] == "failed")
     assert [row["flow.steps"] for row in found] == [None, 3, 5, 3, 5]
-    assert len(re.findall(r"^trial \d  FAILED: ", (swept / "said.txt").read_text(), re.MULTILINE)) == 2
+    said = (swept / "said.txt").read_text()
+    assert len(re.findall(r"^ +\d  FAILED: ", said, re.MULTILINE)) == 2
+    ended = re.findall(r"^ +(\d) +-?[\d.]+ ([* ]) +(\d+) ", said, re.MULTILINE)
+    assert sorted((number, steps) for number, _, steps in ended) == [("0", "6"), ("1", "3"), ("2", "5")]
+    assert "*" in {best for _, best, _ in ended}
 
 
 def test_one_release_is_charged_whatever_the_number_of_trials(swept: Path) -> None:

@@ -38,6 +38,7 @@ from tune.results import (
     write_privacy,
     write_trials,
 )
+from tune.scores import Score
 from tune.tracking import record_result, record_trial
 from tune.trial import Outcome, read_outcome
 
@@ -174,15 +175,15 @@ def _search(
         if open_ or plan.sweep.search.kind == "optuna":
             with progress.task("Trials", plan.count) as task:
                 task.advance(len(results) - open_)
+                progress.say(_header(plan.score))
 
                 def ended(trial: SweepTrial, outcome: Outcome) -> None:
                     before = results.get(trial.number)
-                    best = result().best
                     results[trial.number] = TrialResult(trial, outcome)
                     if before is None or before.outcome.status == "pending":
                         scribe.submit(record, results[trial.number])
                         task.advance(1, _note(result()))
-                        _say(results[trial.number], result(), best, progress)
+                        progress.say(_row(results[trial.number], result().best))
 
                 suggest = None
                 if plan.sweep.search.kind == "optuna":
@@ -220,15 +221,20 @@ def _note(result: Result) -> str:
     return f"best {format_number(best.outcome.score)} (trial {best.trial.number})" if best else ""
 
 
-def _say(this: TrialResult, result: Result, before: TrialResult | None, progress: Progress) -> None:
-    number, point = this.trial.number, describe_point(this.trial.point)
-    if this.outcome.error:
-        progress.say(f"trial {number}  FAILED: {this.outcome.error} ({point})")
-    elif result.best is this and before is not this:
-        score = result.plan.score
-        progress.say(
-            f"trial {number}  best so far: {score.name} {format_number(this.outcome.score)}  ({point})"
-        )
+def _header(score: Score) -> str:
+    return f"{'trial':>6}  {score.name:>18}   {'steps':>5}  {'seconds':>7}  what it changes (*: best so far)"
+
+
+def _row(this: TrialResult, best: TrialResult | None) -> str:
+    """A trial that has ended, as a line of the live table."""
+    outcome, number, point = this.outcome, this.trial.number, describe_point(this.trial.point)
+    if outcome.error:
+        return f"{number:>6}  FAILED: {outcome.error} ({point})"
+    mark = "*" if best is this else " "
+    return (
+        f"{number:>6}  {format_number(outcome.score):>18} {mark} {outcome.steps:>5}  "
+        f"{sum(outcome.seconds.values()):>7.1f}  {point}"
+    )
 
 
 def _finish(result: Result, prepared: Prepared, folder: ExperimentFolder, progress: Progress) -> None:
