@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation import sliced
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
-from dpsw_ray.evaluation.downstream import cached_logreg_accuracy, intended_class_rate, logreg_accuracy
+from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
+from dpsw_ray.evaluation.features import coverage, inception_score, kernel_distance
 from dpsw_ray.evaluation.fid import frechet_distance
+from dpsw_ray.evaluation.models import ModelKind, cached_model_accuracy, model_accuracy
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
     image_grid,
@@ -173,16 +176,94 @@ def test_a_baseline_is_computed_once_and_again_where_its_file_is_damaged(
     digits: Labelled, tmp_path: Path
 ) -> None:
     images, labels = digits
-    arguments = images[:300], labels[:300], images[900:], labels[900:]
-    accuracy = cached_logreg_accuracy(*arguments, tmp_path)
-    assert accuracy == logreg_accuracy(*arguments)
+    common: dict[str, Any] = {"schema": DIGITS, "classes": 10, "seed": 0, "schedule": "short"}
+
+    def cached(train_x: NDArray[np.uint8], train_y: NDArray[np.int32], kind: ModelKind = "logreg") -> float:
+        return cached_model_accuracy(
+            kind, train_x, train_y, images[900:], labels[900:], **common, home=tmp_path
+        )
+
+    train = images[:300], labels[:300]
+    accuracy = cached(*train)
+    assert accuracy == logreg_accuracy(*train, images[900:], labels[900:])
     (kept,) = tmp_path.glob("baselines/*/accuracy.txt")
     kept.write_text("0.125")
-    assert cached_logreg_accuracy(*arguments, tmp_path) == 0.125  # read, not computed
+    assert cached(*train) == 0.125  # read, not computed
     kept.write_text("an eighth")
-    assert cached_logreg_accuracy(*arguments, tmp_path) == accuracy
-    shuffled = arguments[0], arguments[1][::-1], *arguments[2:]
-    assert cached_logreg_accuracy(*shuffled, tmp_path) < accuracy
+    assert cached(*train) == accuracy
+    assert cached(train[0], train[1][::-1]) < accuracy
+    assert cached(*train, "mlp") not in (accuracy, 0.125)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_networks_learn_from_samples_and_tell_good_labels_from_shuffled_ones(
+    kind: ModelKind, digits: Labelled
+) -> None:
+    images, labels = digits
+    common: dict[str, Any] = {"schema": DIGITS, "classes": 10, "seed": 0}
+    real = images[900:], labels[900:]
+    accuracy = model_accuracy(kind, images[:900], labels[:900], *real, **common)
+    assert accuracy > 0.85
+    assert accuracy == model_accuracy(kind, images[:900], labels[:900], *real, **common)
+    shuffled = np.random.default_rng(0).permutation(labels[:900])
+    assert model_accuracy(kind, images[:900], shuffled, *real, **common) < 0.35
+    partly = np.where(np.arange(900) % 2, labels[:900], -1).astype(np.int32)
+    assert model_accuracy(kind, images[:900], partly, *real, **common) > 0.7
+    assert np.isnan(model_accuracy(kind, images[:9], np.full(9, -1), *real, **common))
+
+
+def test_the_full_schedule_trains_longer(digits: Labelled) -> None:
+    images, labels = digits
+    common: dict[str, Any] = {"schema": DIGITS, "classes": 10, "seed": 0, "schedule": "full"}
+    assert model_accuracy("mlp", images[:900], labels[:900], images[900:], labels[900:], **common) > 0.9
+
+
+def test_pairs_of_samples_of_one_distribution_cover_each_other() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 1500, 8))
+    same = coverage(x, y)
+    assert same.precision > 0.7 and same.recall > 0.7 and same.density == pytest.approx(1.0, abs=0.1)
+    assert same.coverage == pytest.approx(1 - 0.5**5, abs=0.03)  # Naeem et al. 2020, (9): 1 - (1/2)^k
+    narrow = coverage(0.1 * x, y)
+    assert narrow.precision > 0.95 and narrow.recall < 0.2 and narrow.coverage < same.coverage
+    far = coverage(x + 20.0, y)
+    assert (far.precision, far.recall, far.density, far.coverage) == (0.0, 0.0, 0.0, 0.0)
+    assert np.isnan(coverage(x[:5], y).precision)
+
+
+def test_coverage_is_what_its_definition_says() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(40, 3)) + 0.5, rng.normal(size=(30, 3))
+
+    def radii(z: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.sort(np.linalg.norm(z[:, None] - z, axis=2), axis=1)[:, 5]
+
+    gaps = np.linalg.norm(y[:, None] - x, axis=2)
+    balls = gaps <= radii(y)[:, None]
+    found = coverage(x, y)
+    assert found.precision == pytest.approx(balls.any(axis=0).mean())
+    assert found.density == pytest.approx(balls.sum() / (5 * 40))
+    assert found.coverage == pytest.approx(balls.any(axis=1).mean())
+    assert found.recall == pytest.approx((gaps <= radii(x)).any(axis=1).mean())
+
+
+def test_the_kernel_distance_is_unbiased_and_grows() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3000, 16))
+    assert abs(kernel_distance(x, y, 0)) < 0.01
+    assert kernel_distance(x + 0.5, y, 0) > 10 * abs(kernel_distance(x + 0.1, y, 0)) > 0
+    few = x[:20], y[:30] + 1.0  # all of them are in every subset: against the double sum
+    kernel = [(a @ b.T / 16 + 1) ** 3 for a, b in ((few[0], few[0]), (few[1][:20], few[1][:20]))]
+    assert kernel_distance(few[0], few[1][:20], 0) == pytest.approx(
+        sum((k.sum() - np.trace(k)) / 380 for k in kernel)
+        - 2 * ((few[0] @ few[1][:20].T / 16 + 1) ** 3).mean()
+    )
+
+
+def test_the_inception_score_is_one_without_and_the_number_of_classes_with_variety() -> None:
+    assert inception_score(np.full((50, 10), 0.1)) == pytest.approx(1.0)
+    assert inception_score(np.tile(np.eye(10)[:1], (50, 1))) == pytest.approx(1.0)
+    assert inception_score(np.tile(np.eye(10), (5, 1))) == pytest.approx(10.0)
 
 
 def test_logistic_regression_on_degenerate_samples(digits: Labelled) -> None:

@@ -25,8 +25,8 @@ def compare(
     metrics: Annotated[
         str,
         typer.Option(
-            help="comma-separated: sliced_w2, sliced_w2_test, fid, logreg, pseudo_logreg (classes by the public "
-            "classifier), intended, seconds"
+            help="comma-separated: sliced_w2, sliced_w2_test, fid, kid, precision, recall, density, coverage, "
+            "inception, intended, logreg, mlp, cnn, pseudo_logreg (classes by the public classifier), seconds"
         ),
     ] = "sliced_w2,fid,logreg,pseudo_logreg",
     set_: SetOption = [],  # noqa: B006 (typer reads it)
@@ -48,12 +48,15 @@ def compare(
     """
     from dpsw_ray.experiment.compare import compare as make
     from dpsw_ray.experiment.grid import make_grid, parse_epsilons, parse_methods, parse_own
-    from dpsw_ray.experiment.measures import choose_measures
+    from dpsw_ray.experiment.measures import MODELS, choose_measures
     from dpsw_ray.files import to_json
     from dpsw_ray.output import resolve_output
     from dpsw_ray.progress import Progress
 
     measures = choose_measures(metrics)
+    trained = [name for name in measures if name in MODELS]
+    if trained and not any(override.strip().startswith("evaluation.models") for override in set_):
+        set_ = [*set_, f"evaluation.models=[{', '.join(trained)}]"]
     grid = make_grid(config, set_, parse_methods(methods), parse_epsilons(epsilon), seeds, parse_own(own))
     if grid.config.cluster.executor == "local" and jobs not in (None, 1):
         raise UserError(

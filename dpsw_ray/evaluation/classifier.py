@@ -18,7 +18,7 @@ from dpsw_ray.encoders.base import read_weights, write_weights
 from dpsw_ray.encoders.cache import cache_key, cached, code_version, digest_arrays
 from dpsw_ray.errors import UserError
 
-__all__ = ["FEATURES", "Classifier", "cached_classifier", "load_classifier", "train_classifier"]
+__all__ = ["FEATURES", "Classifier", "cached_classifier", "load_classifier", "net_inputs", "train_classifier"]
 
 FEATURES = "lenet features"
 WIDTH = 128  # of the penultimate layer
@@ -71,7 +71,7 @@ class Classifier:
         out = np.empty((len(records), width))
         for start in range(0, len(records), 1024):
             part = torch.from_numpy(np.array(records[start : start + 1024])).to(self._shift.device)
-            out[start : start + 1024] = net(_inputs(part, self._shift, self._scale)).double().cpu().numpy()
+            out[start : start + 1024] = net(net_inputs(part, self._shift, self._scale)).double().cpu().numpy()
         return out
 
 
@@ -122,14 +122,14 @@ def train_classifier(
         for step, rows in enumerate(_draws(len(order) - held, batch, steps, generator), 1):
             rows = (rows + held).to(device)
             net.train()
-            loss = nn.functional.cross_entropy(net(_inputs(records[rows], shift, scale)), labels[rows])
+            loss = nn.functional.cross_entropy(net(net_inputs(records[rows], shift, scale)), labels[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             if step % every and step < steps:
                 continue
-            holdout_loss = _holdout_loss(net, _inputs(records[:held], shift, scale), labels[:held])
+            holdout_loss = _holdout_loss(net, net_inputs(records[:held], shift, scale), labels[:held])
             if progress is not None:
                 losses = {"train_loss": float(loss.detach()), "holdout_loss": holdout_loss}
                 progress("classifier", step, steps, losses)
@@ -206,7 +206,8 @@ def _build(schema: RecordSchema, classes: int) -> nn.Sequential:
     return nn.Sequential(*body, *head).to(memory_format=torch.channels_last)  # twice as fast on a CPU
 
 
-def _inputs(records: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def net_inputs(records: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Records [n, *shape] as what a net takes: scaled, and images as [n, c, h, w]."""
     scaled = scale_records(records, shift, scale)
     if scaled.ndim == 4:
         return scaled.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.encoders.cache import cache_key, cached, code_version, digest_arrays
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_text
-
 if TYPE_CHECKING:
     from dpsw_ray.evaluation.classifier import Classifier
 
-__all__ = ["cached_logreg_accuracy", "intended_class_rate", "logreg_accuracy"]
+__all__ = ["intended_class_rate", "logreg_accuracy"]
 
 
 def logreg_accuracy(
@@ -56,34 +51,6 @@ def logreg_accuracy(
         warnings.simplefilter("ignore")  # the cap on iterations is the protocol, not a failure
         model.fit(((train_x - shift) / scale).astype(np.float32), train_y)
     return float(model.score(((test_x - shift) / scale).astype(np.float32), test_y))
-
-
-def cached_logreg_accuracy(
-    train_x: NDArray[Any],
-    train_y: NDArray[np.integer[Any]],
-    test_x: NDArray[Any],
-    test_y: NDArray[np.integer[Any]],
-    home: Path,
-) -> float:
-    """`logreg_accuracy` from `home/baselines/<key>`, or computed and kept there: for what many runs compare with."""
-    key = cache_key(
-        train=digest_arrays(values=train_x, labels=train_y),
-        test=digest_arrays(values=test_x, labels=test_y),
-        code=code_version("dpsw_ray.evaluation", "downstream"),
-    )
-    return cached(
-        home / "baselines" / key,
-        lambda folder: _read_accuracy(folder / "accuracy.txt"),
-        lambda: logreg_accuracy(train_x, train_y, test_x, test_y),
-        lambda accuracy, folder: write_text(folder / "accuracy.txt", repr(accuracy)),
-    )
-
-
-def _read_accuracy(path: Path) -> float:
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def intended_class_rate(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dpsw_ray.errors import UserError
 
-__all__ = ["MEASURES", "Figures", "Measure", "choose_measures", "read_figures"]
+__all__ = ["MEASURES", "MODELS", "Figures", "Measure", "choose_measures", "read_figures"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,23 @@ MEASURES: Mapping[str, Measure] = {
     "sliced_w2": Measure("sliced W2 to private latents", "lower", private=True),
     "sliced_w2_test": Measure("sliced W2 to test latents", "lower"),
     "fid": Measure("FID (classifier features)", "lower"),
+    "kid": Measure("KID (classifier features)", "lower"),
+    "precision": Measure("precision", "higher"),
+    "recall": Measure("recall", "higher"),
+    "density": Measure("density", "higher"),
+    "coverage": Measure("coverage", "higher"),
+    "inception": Measure("Inception score (classifier)", "higher"),
     "logreg": Measure("LogReg accuracy", "higher"),
+    "mlp": Measure("MLP accuracy", "higher"),
+    "cnn": Measure("CNN accuracy", "higher"),
     "pseudo_logreg": Measure("LogReg accuracy, classes by the public classifier", "higher"),
     "intended": Measure("intended class", "higher"),
     "seconds": Measure("seconds of all phases", "lower"),
 }
+
+
+MODELS = ("logreg", "mlp", "cnn")
+"""Measures of models that are trained on samples: only those of `evaluation.models` are."""
 
 
 @dataclass(frozen=True)
