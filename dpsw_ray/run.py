@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encoder, load_encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.evaluate import evaluate
+from dpsw_ray.evaluation.membership import auc_at_most
 from dpsw_ray.evaluation.report import Metric
 from dpsw_ray.files import write_json
 from dpsw_ray.flow.particles import allocate
@@ -129,7 +130,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("evaluation"):
             metrics = measure(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
-            _research(config, shards, flow, folder / "research" / "metrics.json", progress)
+            _research(config, data, encoder, release, shards, flow, folder / "research", progress)
         results = Results(
             config, data.info, encoder, release, rounds, flow, samples, metrics, timings.seconds
         )
@@ -407,7 +408,14 @@ def measure(
 
 
 def _research(
-    config: RunConfig, shards: WorkerGroup, flow: FlowResult, path: Path, progress: Progress
+    config: RunConfig,
+    data: Dataset,
+    encoder: Encoder,
+    release: Release,
+    shards: WorkerGroup,
+    flow: FlowResult,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     progress.say(
         "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
@@ -415,13 +423,20 @@ def _research(
     distance = shards.call(
         "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.evaluation_seed)
     )[0]
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    outsiders = encoder.encode(data.test().values)
+    attack = shards.call(
+        "research_membership", (flow.particles, outsiders, config.evaluation.images, config.evaluation_seed)
+    )[0]
+    mu = release.manifest["privacy"]["mu"]
+    limited = mu is not None and config.privacy.relation == "replace_one"
+    folder.mkdir(mode=0o700, exist_ok=True)
     write_json(
-        path,
+        folder / "metrics.json",
         {
             "epsilon": math.inf,
             "warning": "Computed from private records without noise: not covered by the run's epsilon, never publish.",
             "sliced_w2_to_private_latents": distance,
+            "membership": {**asdict(attack), "auc_at_most": auc_at_most(float(mu)) if limited else None},
             "directions": config.evaluation.directions,
         },
     )

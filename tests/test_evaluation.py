@@ -17,6 +17,7 @@ from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_c
 from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
 from dpsw_ray.evaluation.features import coverage, inception_score, kernel_distance
 from dpsw_ray.evaluation.fid import frechet_distance
+from dpsw_ray.evaluation.membership import Membership, auc_at_most, membership
 from dpsw_ray.evaluation.models import ModelKind, cached_model_accuracy, model_accuracy
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
@@ -258,6 +259,26 @@ def test_the_kernel_distance_is_unbiased_and_grows() -> None:
         sum((k.sum() - np.trace(k)) / 380 for k in kernel)
         - 2 * ((few[0] @ few[1][:20].T / 16 + 1) ** 3).mean()
     )
+
+
+def test_samples_that_are_the_records_give_their_members_away() -> None:
+    rng = np.random.default_rng(0)
+    members, outsiders, fresh = rng.normal(size=(3, 400, 8))
+    copied = membership(members + 1e-3, members, outsiders, 300, 0)
+    assert copied == Membership(1.0, 1.0, 300)
+    honest = membership(fresh, members, outsiders, 1_000, 0)
+    assert honest.records == 400 and honest.auc == pytest.approx(0.5, abs=0.1) and honest.found < 0.1
+    assert np.isnan(membership(fresh[:0], members, outsiders, 10, 0).auc)
+
+
+def test_no_attack_on_gaussian_noise_passes_the_area_that_mu_allows() -> None:
+    """Noisy sums of a member and of an outsider: the ranking by correlation, which is the best there is."""
+    assert auc_at_most(0.0) == 0.5 and auc_at_most(1.0) == pytest.approx(0.69146, abs=1e-5)
+    rng = np.random.default_rng(0)
+    record = np.array([1.0, 0.0]), np.array([-1.0, 0.0])  # replacing one by the other moves the sum by 2
+    noisy = record[0] + rng.normal(size=(20_000, 2)) * 2 / 1.0  # mu = 1
+    area = np.mean(noisy @ record[0] > noisy @ record[1])
+    assert area == pytest.approx(auc_at_most(1.0), abs=0.01)
 
 
 def test_the_inception_score_is_one_without_and_the_number_of_classes_with_variety() -> None:

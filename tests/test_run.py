@@ -102,9 +102,13 @@ def test_privacy_report_and_mlflow_say_the_same_epsilon(finished: RunResult) -> 
 def test_figures_from_private_records_stay_in_research(finished: RunResult) -> None:
     research = json.loads((finished.folder / "research" / "metrics.json").read_text())
     assert research["epsilon"] == "inf"
-    figure = research["sliced_w2_to_private_latents"]
-    for name in ("report.html", "metrics.json", "privacy.json"):
-        assert str(round(figure, 6)) not in (finished.folder / name).read_text()
+    attack = research["membership"]
+    # About 100 members and outsiders at epsilon 10: the area of an attack that finds nothing, within five deviations.
+    assert attack["records"] > 50 and abs(attack["auc"] - 0.5) < 5 / (6 * attack["records"]) ** 0.5
+    assert 0.85 < attack["auc_at_most"] < 0.9
+    for figure in (research["sliced_w2_to_private_latents"], attack["auc"]):
+        for name in ("report.html", "metrics.json", "privacy.json"):
+            assert str(round(figure, 6)) not in (finished.folder / name).read_text()
     assert "sliced_w2_to_private_latents" not in (finished.folder.parent / "mlflow.db").read_bytes().decode(
         "latin-1"
     )

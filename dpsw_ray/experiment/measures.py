@@ -43,6 +43,7 @@ MEASURES: Mapping[str, Measure] = {
     "cnn": Measure("CNN accuracy", "higher"),
     "pseudo_logreg": Measure("LogReg accuracy, classes by the public classifier", "higher"),
     "intended": Measure("intended class", "higher"),
+    "membership": Measure("membership inference, AUC", "lower", private=True),
     "seconds": Measure("seconds of all phases", "lower"),
 }
 
@@ -88,7 +89,9 @@ def read_figures(folder: Path) -> Figures:
             baselines[name] = entry["baselines"]
     research = folder / "research" / "metrics.json"
     if research.exists():
-        values["sliced_w2"] = json.loads(research.read_text())["sliced_w2_to_private_latents"]
+        found = json.loads(research.read_text())
+        values["sliced_w2"] = found["sliced_w2_to_private_latents"]
+        values["membership"] = found["membership"]["auc"]
     return Figures(
         {name: float(values[name]) for name in MEASURES if values.get(name) is not None}, baselines
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.encoders.base import load_encoder
+from dpsw_ray.evaluation.membership import Membership, membership
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
@@ -114,8 +115,17 @@ class Shard:
         self, particles: NDArray[np.float64], directions: int, seed: int
     ) -> float:
         """Sliced W2 of particles to the private latents, without noise: epsilon is infinite, `research/` only."""
-        latents = np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
-        return sliced_wasserstein(particles, latents, directions, seed)
+        return sliced_wasserstein(particles, self._latents(), directions, seed)
+
+    @sealed("measuring against private records")
+    def research_membership(
+        self, particles: NDArray[np.float64], outsiders: NDArray[np.float64], most: int, seed: int
+    ) -> Membership:
+        """Attacks particles with the private latents, without noise: epsilon is infinite, `research/` only."""
+        return membership(particles, self._latents(), outsiders, most, seed)
+
+    def _latents(self) -> NDArray[np.float64]:
+        return np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
 
     def _message(self, plan: ReleasePlan, number: int, noise_seed: int | None) -> NDArray[np.int64]:
         rows = self.store.rows()
