@@ -148,6 +148,18 @@ class EncoderConfig(Section):
     latent_dim: Whole = Field(8, ge=2, le=4096)
     sphere: bool = Field(True, description="L2-normalise the latents onto the unit sphere")
     loss: Literal["mse", "bce"] = "mse"
+    classification: Real = Field(
+        0.0,
+        ge=0.0,
+        description="weight of a linear classifier's cross-entropy, on the latents and public labels, beside the loss",
+    )
+    jitter: Real = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="length of the random shift of a latent before it is decoded in training: what is decoded later "
+        "lies a little beside the records' latents",
+    )
     epochs: Whole = Field(30, ge=1)
     batch_size: Whole = Field(250, ge=2)
     learning_rate: Real = Field(1e-3, gt=0.0)

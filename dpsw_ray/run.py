@@ -234,15 +234,16 @@ def train_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Prog
     if (folder / "encoder.json").exists():
         return load_encoder(folder)  # the release of this folder, if there is one, was made with it
     public = data.public()
+    inputs = [public.values, public.labels] if config.encoder.classification else [public.values]
 
     def train() -> Encoder:
         with progress.task("Training the encoder on the public part", config.encoder.epochs) as task:
             return fit_encoder(
                 data.info.schema, public.values, config.encoder, config.encoder_seed,
-                bounds=config.data.bounds, progress=_advance(task), device=_device(),
+                public_labels=public.labels, bounds=config.data.bounds, progress=_advance(task), device=_device(),
             )  # fmt: skip
 
-    encoder = cached_encoder(config, data.info.schema, digest_arrays(public.values), config.home, train)
+    encoder = cached_encoder(config, data.info.schema, digest_arrays(*inputs), config.home, train)
     encoder.save(folder)
     return encoder
 

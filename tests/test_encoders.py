@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
 from dpsw_ray.config import EncoderConfig, RunConfig
 from dpsw_ray.data.records import RecordSchema
@@ -29,8 +30,6 @@ QUICK = EncoderConfig(kind="mlp", latent_dim=8, epochs=4, batch_size=64, learnin
 
 @pytest.fixture(scope="module")
 def digits() -> NDArray[np.uint8]:
-    from sklearn.datasets import load_digits
-
     images: NDArray[np.uint8] = load_digits().images.astype(np.uint8)[..., None]
     return images
 
@@ -145,6 +144,38 @@ def test_a_table_goes_through_the_mlp(digits: NDArray[np.uint8]) -> None:
     assert np.mean(((decoded - table()) / table().std(axis=0)) ** 2) < 0.3
     with pytest.raises(UserError, match="must be mse for a table"):
         train_autoencoder(TABLE, table(), config.model_copy(update={"loss": "bce"}), seed=0)
+
+
+def test_classes_lie_apart_where_the_encoder_learns_them(digits: NDArray[np.uint8]) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    labels = load_digits().target.astype(np.int32)
+    known = np.where(np.arange(1000) % 5, labels[:1000], -1).astype(np.int32)
+    accuracies = []
+    for weight in (0.0, 0.1):
+        config = QUICK.model_copy(update={"classification": weight, "epochs": 15})
+        encoder = train_autoencoder(DIGITS, digits[:1000], config, seed=0, public_labels=known)
+        latents = encoder.encode(digits)
+        reader = LogisticRegression(C=100.0, max_iter=500).fit(latents[:1000], labels[:1000])
+        accuracies.append(reader.score(latents[1000:], labels[1000:]))
+        assert not any("head" in name for name in encoder.weights())
+    assert accuracies[1] > accuracies[0] + 0.03, accuracies
+    with pytest.raises(UserError, match="classification needs public labels"):
+        train_autoencoder(DIGITS, digits[:200], config, seed=0, public_labels=np.full(200, -1, np.int32))
+
+
+def test_a_decoder_that_was_jittered_knows_what_lies_beside_the_latents(digits: NDArray[np.uint8]) -> None:
+    rng = np.random.default_rng(0)
+    errors = []
+    for jitter in (0.0, 0.2):
+        config = QUICK.model_copy(update={"jitter": jitter, "epochs": 60, "patience": 60})
+        encoder = train_autoencoder(DIGITS, digits[:1000], config, seed=0)
+        latents = encoder.encode(digits[1000:])
+        beside = latents + 0.4 / np.sqrt(8) * rng.standard_normal(latents.shape)
+        beside /= np.linalg.norm(beside, axis=1, keepdims=True)
+        gap = encoder.decode(beside).astype(float) - digits[1000:]
+        errors.append(np.mean(gap**2))
+    assert errors[1] < errors[0]
 
 
 def test_bce_trains_images(digits: NDArray[np.uint8]) -> None:

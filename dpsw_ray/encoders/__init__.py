@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.config import EncoderConfig
@@ -32,6 +33,7 @@ def fit_encoder(
     config: EncoderConfig,
     seed: int,
     *,
+    public_labels: NDArray[np.int32] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
@@ -43,10 +45,11 @@ def fit_encoder(
         public_values: public records [n, *shape].
         config: which encoder, and how to train it.
         seed: of everything random in training.
+        public_labels: their classes [n], -1 without; for `config.classification`.
         bounds: public bounds by column, for `identity` on tables.
         progress: called after every epoch with ("encoder", epoch, epochs, losses).
         device: where to train.
     """
     if config.kind == "identity":
         return IdentityEncoder.fit(schema, public_values, bounds)
-    return train_autoencoder(schema, public_values, config, seed, progress, device)
+    return train_autoencoder(schema, public_values, config, seed, progress, device, public_labels)

@@ -52,6 +52,13 @@ class Autoencoder(nn.Module):
             return nn.functional.normalize(raw)
         return raw * torch.rsqrt(1.0 + raw.square().sum(dim=1, keepdim=True))
 
+    def shifted(self, latents: Tensor, length: float) -> Tensor:
+        """Latents [n, d] moved by a random vector of this root mean square length, back to where latents live."""
+        moved = latents + length / math.sqrt(latents.shape[1]) * torch.randn_like(latents)
+        norms = moved.norm(dim=1, keepdim=True)
+        lengths: Tensor = norms if self.sphere else norms.clamp(min=1.0)
+        return moved / lengths
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [n, d] to logits (images) or standardised values (tables) [n, *shape]."""
         raw: Tensor = self.decoder(latents)

@@ -114,8 +114,13 @@ def train_autoencoder(
     seed: int,
     progress: Progress | None = None,
     device: str = "cpu",
+    public_labels: NDArray[np.int32] | None = None,
 ) -> TrainedEncoder:
     """Trains an autoencoder on public records, keeping the weights that were best on a public hold-out.
+
+    With `config.classification` a linear classifier on the latents learns the public labels beside it, so that
+    latents of different classes lie apart; it is not kept. With `config.jitter` latents are shifted before they are
+    decoded, so that the decoder knows what lies beside them.
 
     Adam with a cosine decay from `config.learning_rate`; images are scaled to [0, 1] (MSE or BCE), tables are
     standardised by the public mean and standard deviation (MSE). Deterministic given the seed, the machine
@@ -128,6 +133,7 @@ def train_autoencoder(
         seed: of the initial weights, the hold-out and the shuffling.
         progress: called after every epoch with ("encoder", epoch, epochs, losses).
         device: where to train; the encoder stays there.
+        public_labels: classes [n], -1 without; for `config.classification`.
 
     Raises:
         UserError: where the config does not fit the records.
@@ -141,27 +147,35 @@ def train_autoencoder(
             "raise data.public_fraction."
         )
     order = np.random.default_rng(seed).permutation(len(public_values))
+    if public_labels is None:
+        public_labels = np.full(len(public_values), -1, np.int32)
+    labels = torch.from_numpy(public_labels[order].astype(np.int64)).to(device)
+    if config.classification and not (labels[held:] >= 0).any():
+        raise UserError("encoder.classification needs public labels, found none: set it to 0.")
+    classes = int(labels.max()) + 1 if config.classification else 0
     holdout = torch.from_numpy(public_values[order[:held]]).to(device)
     train = torch.from_numpy(public_values[order[held:]]).to(device)
     shift, scale = record_scaling(schema, train)
     history: list[dict[str, float]] = []
     with seeded(seed, device) as generator:
         net = build_autoencoder(config.kind, tuple(schema.shape), config.latent_dim, config.sphere).to(device)
+        objective = _Objective(schema, config, classes).to(device)
         steps = -(-len(train) // config.batch_size)
-        optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+        optimiser = torch.optim.Adam([*net.parameters(), *objective.parameters()], lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps)
         best, best_loss, waited = _copy(net), float("inf"), 0
         for epoch in range(config.epochs):
             net.train()
+            objective.train()
             total = torch.zeros((), dtype=torch.float64, device=device)
             shuffled = torch.randperm(len(train), generator=generator).to(device)
             for rows in shuffled.tensor_split(
                 steps
             ):  # parts of equal size: no batch of one for the batch norm
                 records = scale_records(train[rows], shift, scale)
-                loss = _loss(net(records), records, schema, config)
+                loss = objective(net, records, labels[held:][rows])
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 schedule.step()
                 total += loss.detach() * len(rows)
@@ -170,7 +184,7 @@ def train_autoencoder(
             update_bn(_parts(train[shuffled[:SETTLE]], shift, scale), net)
             figures = {
                 "train_loss": float(total) / len(train),
-                "holdout_loss": _holdout_loss(net, _parts(holdout, shift, scale), schema, config),
+                "holdout_loss": _holdout_loss(net, objective, _parts(holdout, shift, scale), labels[:held]),
             }
             history.append(figures)
             if progress is not None:
@@ -237,20 +251,38 @@ def _parts(records: Tensor, shift: Tensor, scale: Tensor) -> Iterator[Tensor]:
         yield scale_records(part, shift, scale)
 
 
-def _loss(raw: Tensor, records: Tensor, schema: RecordSchema, config: EncoderConfig) -> Tensor:
-    if config.loss == "bce":
-        return nn.functional.binary_cross_entropy_with_logits(raw, records)
-    return nn.functional.mse_loss(torch.sigmoid(raw) if schema.kind == "image" else raw, records)
+class _Objective(nn.Module):
+    """What is minimised: the reconstruction's loss, and how badly a linear classifier reads the latents' classes."""
+
+    def __init__(self, schema: RecordSchema, config: EncoderConfig, classes: int) -> None:
+        super().__init__()
+        self.schema, self.config = schema, config
+        self.head = nn.Linear(config.latent_dim, classes) if classes else None
+
+    def forward(self, net: Autoencoder, records: Tensor, labels: Tensor) -> Tensor:
+        """The loss of scaled records [n, *shape] with classes [n], -1 without."""
+        config, latents = self.config, net.encode(records)
+        shift = self.training and config.jitter > 0
+        raw = net.decode(net.shifted(latents, config.jitter) if shift else latents)
+        if config.loss == "bce":
+            loss = nn.functional.binary_cross_entropy_with_logits(raw, records)
+        else:
+            loss = nn.functional.mse_loss(torch.sigmoid(raw) if self.schema.kind == "image" else raw, records)
+        known = labels >= 0
+        if self.head is not None and known.any():
+            read = nn.functional.cross_entropy(self.head(latents[known]), labels[known])
+            loss = loss + config.classification * read
+        return loss
 
 
 @torch.inference_mode()
-def _holdout_loss(
-    net: Autoencoder, parts: Iterator[Tensor], schema: RecordSchema, config: EncoderConfig
-) -> float:
+def _holdout_loss(net: Autoencoder, objective: _Objective, parts: Iterator[Tensor], labels: Tensor) -> float:
     net.eval()
+    objective.eval()
     total, count = 0.0, 0
     for records in parts:
-        total += float(_loss(net(records), records, schema, config)) * len(records)
+        of_part = labels[count : count + len(records)]
+        total += float(objective(net, records, of_part)) * len(records)
         count += len(records)
     return total / count
 
