@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders import Encoder
+from dpsw_ray.evaluation.features import nearest_rows
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
     image_grid,
+    image_pairs,
     losses_figure,
-    reconstructions_figure,
     slices_figure,
 )
 from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, ReportSection, render_report
@@ -50,6 +51,7 @@ _MECHANISMS = {
 _PER_CLASS = 10
 _PANELS = 8
 _RECONSTRUCTIONS = 12
+_NEIGHBOURS = 12
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         created=_now(),
         mechanism=results.mechanism or _MECHANISMS[config.release_kind],
         encoder=encoder_section,
-        sections=results.sections,
+        sections=[*results.sections, *_neighbours(results)],
     )
     write_text(folder / "report.html", render_report(context))
 
@@ -253,10 +255,30 @@ def _encoder(results: Results) -> EncoderSection:
         assert encoder.schema.value_range is not None
         records = (data.test() if part == "test" else data.public()).values[:_RECONSTRUCTIONS]
         decoded = encoder.decode(encoder.encode(records))
-        reconstructions_png = reconstructions_figure(records, decoded, encoder.schema.value_range)
+        reconstructions_png = image_pairs(
+            records, decoded, ("original", "decoded"), encoder.schema.value_range
+        )
     return EncoderSection(
         facts, losses_figure(encoder.history), reconstructions_png, f"The first records of the {part} part"
     )
+
+
+def _neighbours(results: Results) -> list[ReportSection]:
+    """Samples above the public images that they are nearest to."""
+    schema, samples = results.encoder.schema, results.samples[0][:_NEIGHBOURS]
+    if schema.kind != "image" or not results.info.public_count:
+        return []
+    assert schema.value_range is not None
+    public = Dataset(results.info).public().values
+    nearest = nearest_rows(samples, public)
+    return [
+        ReportSection(
+            "Nearest public records",
+            "The first samples, each above the public image with the smallest squared distance to it: what the "
+            "decoder, which was trained on public images, gives back as it was is no news about the private ones.",
+            picture_png=image_pairs(samples, public[nearest], ("sample", "public"), schema.value_range),
+        )
+    ]
 
 
 def _facts(results: Results) -> dict[str, Any]:

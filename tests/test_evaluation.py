@@ -15,15 +15,15 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation import sliced
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
 from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
-from dpsw_ray.evaluation.features import coverage, inception_score, kernel_distance
+from dpsw_ray.evaluation.features import coverage, inception_score, kernel_distance, nearest_rows
 from dpsw_ray.evaluation.fid import frechet_distance
 from dpsw_ray.evaluation.membership import Membership, auc_at_most, membership
 from dpsw_ray.evaluation.models import ModelKind, cached_model_accuracy, model_accuracy
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
     image_grid,
+    image_pairs,
     losses_figure,
-    reconstructions_figure,
     slices_figure,
 )
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
@@ -281,6 +281,15 @@ def test_no_attack_on_gaussian_noise_passes_the_area_that_mu_allows() -> None:
     assert area == pytest.approx(auc_at_most(1.0), abs=0.01)
 
 
+def test_the_nearest_row_is_found_across_blocks() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2_500, 4, 4, 1)).astype(np.uint8)
+    chosen = rng.permutation(2_500)[:20]
+    almost = np.clip(images[chosen].astype(int) + rng.integers(-3, 4, (20, 4, 4, 1)), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(nearest_rows(almost, images), chosen)
+    assert len(nearest_rows(images[:0], images)) == 0
+
+
 def test_the_inception_score_is_one_without_and_the_number_of_classes_with_variety() -> None:
     assert inception_score(np.full((50, 10), 0.1)) == pytest.approx(1.0)
     assert inception_score(np.tile(np.eye(10)[:1], (50, 1))) == pytest.approx(1.0)
@@ -317,7 +326,7 @@ def test_grids_show_every_class_and_fit_the_value_range(digits: Labelled) -> Non
 
 def test_reconstructions_stand_below_their_originals() -> None:
     white, black = np.full((3, 64, 64, 1), 255, np.uint8), np.zeros((3, 64, 64, 1), np.uint8)
-    strip = _pixels(reconstructions_figure(white, black))[4:-4, -190:-10, :3]
+    strip = _pixels(image_pairs(white, black, ("original", "decoded")))[4:-4, -190:-10, :3]
     half = len(strip) // 2
     assert strip[: half - 2].mean() > 0.98
     assert strip[half + 2 :].mean() < 0.05

@@ -6,19 +6,21 @@ that figures compare only with figures taken in the same classifier's features, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Coverage", "coverage", "inception_score", "kernel_distance"]
+__all__ = ["Coverage", "coverage", "inception_score", "kernel_distance", "nearest_rows"]
 
 Features = NDArray[np.floating[Any]]
 
 _SUBSET = 1_000
 _SUBSETS = 20
 _NEIGHBOURS = 5
+_BLOCK = 1_000
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,20 @@ def inception_score(probabilities: NDArray[np.float64]) -> float:
         return float("nan")
     p = np.maximum(probabilities, 1e-300)
     return float(np.exp((probabilities * (np.log(p) - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+
+
+def nearest_rows(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers [n] of the rows of y [m, *shape] with the least squared distance to each row of x [n, *shape].
+
+    A block of y at a time: y may be a file larger than memory.
+    """
+    flat = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64)
+    least, chosen = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
+    for start in range(0, len(y), _BLOCK):
+        block = np.asarray(y[start : start + _BLOCK]).reshape(-1, flat.shape[1]).astype(np.float64)
+        gaps = (block**2).sum(axis=1) - 2 * flat @ block.T
+        near = gaps.argmin(axis=1)
+        found = gaps[np.arange(len(x)), near]
+        chosen = np.where(found < least, start + near, chosen)
+        least = np.minimum(found, least)
+    return chosen

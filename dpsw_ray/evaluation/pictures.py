@@ -15,8 +15,8 @@ __all__ = [
     "curve_figure",
     "figure_png",
     "image_grid",
+    "image_pairs",
     "losses_figure",
-    "reconstructions_figure",
     "slices_figure",
 ]
 
@@ -71,14 +71,15 @@ def image_grid(
     return figure_png(figure)
 
 
-def reconstructions_figure(
-    images: NDArray[Any], decoded: NDArray[Any], value_range: tuple[float, float] = (0, 255)
+def image_pairs(
+    above: NDArray[Any],
+    below: NDArray[Any],
+    names: tuple[str, str],
+    value_range: tuple[float, float] = (0, 255),
 ) -> bytes:
-    """Images [n, h, w, c] above what is decoded from their latents [n, h, w, c]."""
-    rows = np.repeat(np.arange(2, dtype=np.int32), len(images))
-    return image_grid(
-        np.concatenate([images, decoded]), rows, ("original", "decoded"), len(images), value_range
-    )
+    """Images [n, h, w, c] above others [n, h, w, c] that belong to them, and what the two rows are."""
+    rows = np.repeat(np.arange(2, dtype=np.int32), len(above))
+    return image_grid(np.concatenate([above, below]), rows, names, len(above), value_range)
 
 
 def slices_figure(
