@@ -14,13 +14,17 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import finish, paired, parser, show
+from numpy.typing import NDArray
 
-from dpsw_ray.cluster import open_cluster
+from dpsw_ray.cluster import WorkerGroup, open_cluster
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.progress import Progress
@@ -31,14 +35,41 @@ from federated.cohort import Cohort
 from federated.config import load_federated
 from federated.data import population_data
 from federated.kernel import PRESENT, add_users
-from federated.plan import round_plan
+from federated.plan import UserPlan, round_plan
 from federated.run import spawn_users
 
 CONFIG = Path(__file__).parents[1] / "configs" / "federated" / "million.yaml"
 
 
-def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
-    """Seconds of a round, and what came out."""
+@dataclass(frozen=True)
+class Cohorts:
+    """A population in place, and the plan of a round.
+
+    Attributes:
+        shards: the population's workers.
+        plan: of the round.
+        private: the data set's private folder, with the users' latents.
+        start_s: seconds of starting Ray.
+        prepare_s: seconds of generating the users.
+    """
+
+    shards: WorkerGroup
+    plan: UserPlan
+    private: Path
+    start_s: float
+    prepare_s: float
+
+    def round(self) -> tuple[NDArray[np.uint64], float]:
+        """The server's modular sum, and the seconds that the round took."""
+        start = time.perf_counter()
+        publics = self.shards.call("announce")
+        total = unmask(self.shards.call("contribute", (self.plan, 0, publics, 0)))
+        return total, time.perf_counter() - start
+
+
+@contextmanager
+def cohorts(home: Path, users: int, actors: int, conditional: bool) -> Iterator[Cohorts]:
+    """Generated users on workers of a Ray of its own."""
     config = load_federated(
         CONFIG,
         (
@@ -62,28 +93,34 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
         prepared = time.perf_counter() - start
         cohort = Cohort.of(config, users, 0)
         plan = round_plan(config, encoder.latent_dim, len(data.info.classes), users, cohort, "benchmark")
+        assert isinstance(plan, UserPlan)
+        yield Cohorts(shards, plan, data.private_dir, started, prepared)
+
+
+def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
+    """Seconds of a round, and what came out."""
+    with cohorts(home, users, actors, conditional) as population:
         seconds, processor, total = [], [], np.zeros(0)
         for _ in range(repeat + 1):  # the first loads compiled code
-            start, used = time.perf_counter(), _processor_s()
-            publics = shards.call("announce")
-            total = unmask(shards.call("contribute", (plan, 0, publics, 0)))
-            seconds.append(time.perf_counter() - start)
+            used = _processor_s()
+            total, taken = population.round()
+            seconds.append(taken)
             processor.append(_processor_s() - used)
         memory = sum(_proportional_mib(pid) for pid in _family(os.getpid()))
         return {
             "users": users,
             "actors": actors,
             "class_conditional": conditional,
-            "cells": int(np.prod(plan.cells)),
-            "start_s": started,
-            "prepare_s": prepared,
+            "cells": int(np.prod(population.plan.cells)),
+            "start_s": population.start_s,
+            "prepare_s": population.prepare_s,
             "first_s": seconds[0],
             "round_s": min(seconds[1:]),
             "all_s": seconds[1:],
             "users_per_s": users / min(seconds[1:]),
             "processor_s": min(processor[1:]),
             "memory_mib": memory,
-            "digest": hash(plan.counts(total).tobytes()),
+            "digest": hash(population.plan.counts(total).tobytes()),
         }
 
 
