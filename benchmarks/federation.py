@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from harness import finish, paired, parser, show
 from numpy.typing import NDArray
+from rivals.work import Work, whole_rows
 
 from dpsw_ray.cluster import WorkerGroup, open_cluster
 from dpsw_ray.private.latents import bounded
@@ -125,7 +126,7 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
 
 
 def against_numpy(users: int, repeat: int) -> dict[str, Any]:
-    """The kernel and a bare NumPy loop over users on the same work, in turn, in this process with one thread."""
+    """The kernel and a NumPy loop over users on the same work, in turn, in this process with one thread."""
     rng = np.random.default_rng(0)
     grid, directions, each = BinGrid(32, 1.0), haar_frames(32, 8, 0), 20
     latents, _ = bounded(rng.standard_normal((users * each, 8)), np.zeros(users * each, np.int32))
@@ -140,20 +141,20 @@ def against_numpy(users: int, repeat: int) -> dict[str, Any]:
             largest_norm_sq=grid.row_norm_sq,
         )  # fmt: skip
 
+    work = Work(
+        latents.reshape(users, each, -1), directions, whole_rows(grid.table, grid.bins), grid.low,
+        PHASES / grid.width, 1 / each, bound=0.0, noise=0.0,
+    )  # fmt: skip
+
     def loop() -> None:
-        total = sums["NumPy"]
-        total[:] = 0
-        taps = np.arange(grid.table.shape[1]) - grid.margin
-        rows = np.arange(len(directions))[None, :, None] * grid.bins
-        for user in range(users):
-            own = latents[user * each : (user + 1) * each]
-            fine = ((own @ directions.T - grid.low) * (PHASES / grid.width)).astype(np.int64)
-            cells = rows + (fine // PHASES)[:, :, None] + taps
-            weights = grid.table[fine % PHASES]
-            message = (
-                np.bincount(cells.ravel(), weights.ravel(), minlength=total.size).astype(np.int64) // each
-            )
-            total += message.reshape(total.shape)
+        total = np.zeros((len(directions), grid.bins), np.float32)
+        sums["NumPy"][:] = 0
+        for user, records in enumerate(work.latents):
+            total += work.message(records)
+            if user % 100 == 99:  # single precision holds whole numbers up to 2^24
+                sums["NumPy"][0] += total.astype(np.int64)
+                total[:] = 0
+        sums["NumPy"][0] += total.astype(np.int64)
 
     times = paired({"ours": ours, "NumPy": loop}, repeat)
     best = {name: min(seconds) for name, seconds in times.items()}

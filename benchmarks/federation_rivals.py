@@ -30,7 +30,7 @@ import platformdirs
 from federation import Cohorts, cohorts
 from harness import finish, parser, show
 from numpy.typing import NDArray
-from rivals.work import Work
+from rivals.work import Work, whole_rows
 
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.slicing.directions import LATTICE
@@ -140,14 +140,10 @@ def work_of(plan: UserPlan, lattice: NDArray[np.int32], users: int) -> Work:
         users: of the cohort.
     """
     grid, unit = plan.grid, 1 << (16 - plan.precision)
-    rows = np.zeros((grid.bins * PHASES, grid.bins), dtype=np.float32)
-    for place in range(grid.margin, grid.bins - grid.margin):
-        block = slice(place * PHASES, (place + 1) * PHASES)
-        rows[block, place - grid.margin : place + grid.margin + 1] = plan.table
     directions = plan.directions[0]
     return Work(
-        latents=(lattice * LATTICE).reshape(users, RECORDS, -1), directions=directions, rows=rows, low=grid.low,
-        steps=PHASES / grid.width, share=1 / (RECORDS * unit),
+        latents=(lattice * LATTICE).reshape(users, RECORDS, -1), directions=directions,
+        rows=whole_rows(plan.table, grid.bins), low=grid.low, steps=PHASES / grid.width, share=1 / (RECORDS * unit),
         bound=float(np.sqrt(len(directions) * plan.form.row_norm_sq)), noise=plan.noise_std / unit,
     )  # fmt: skip
 

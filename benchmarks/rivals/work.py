@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Work", "report"]
+__all__ = ["Work", "report", "whole_rows"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,24 @@ class Work:
         total = self.rows.take(positions, axis=0, mode="clip").sum(axis=0)
         # Half a record's least part more: no rounding of the product can then take a whole number below itself.
         return np.floor((total + np.float32(0.5)) * np.float32(self.share))
+
+
+def whole_rows(table: NDArray[np.int64], bins: int) -> NDArray[np.float32]:
+    """What a record adds at each position along a direction, all bins of it.
+
+    Args:
+        table: array of size [phases, taps]: what a record in a phase of a bin adds to the bins around it.
+        bins: of a direction.
+
+    Returns:
+        Array of size [bins * phases, bins]; nothing for the bins at the ends, where no record is.
+    """
+    phases, taps = table.shape
+    margin = taps // 2
+    rows = np.zeros((bins, phases, bins), dtype=np.float32)
+    for place in range(margin, bins - margin):
+        rows[place, :, place - margin : place + margin + 1] = table
+    return rows.reshape(bins * phases, bins)
 
 
 def report(folder: Path, name: str, seconds: list[float], total: NDArray[Any], **more: Any) -> None:
