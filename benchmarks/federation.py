@@ -14,13 +14,18 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import finish, paired, parser, show
+from numpy.typing import NDArray
+from rivals.work import Work, whole_rows
 
-from dpsw_ray.cluster import open_cluster
+from dpsw_ray.cluster import WorkerGroup, open_cluster
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.progress import Progress
@@ -31,14 +36,41 @@ from federated.cohort import Cohort
 from federated.config import load_federated
 from federated.data import population_data
 from federated.kernel import PRESENT, add_users
-from federated.plan import round_plan
+from federated.plan import UserPlan, round_plan
 from federated.run import spawn_users
 
 CONFIG = Path(__file__).parents[1] / "configs" / "federated" / "million.yaml"
 
 
-def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
-    """Seconds of a round, and what came out."""
+@dataclass(frozen=True)
+class Cohorts:
+    """A population in place, and the plan of a round.
+
+    Attributes:
+        shards: the population's workers.
+        plan: of the round.
+        private: the data set's private folder, with the users' latents.
+        start_s: seconds of starting Ray.
+        prepare_s: seconds of generating the users.
+    """
+
+    shards: WorkerGroup
+    plan: UserPlan
+    private: Path
+    start_s: float
+    prepare_s: float
+
+    def round(self) -> tuple[NDArray[np.uint64], float]:
+        """The server's modular sum, and the seconds that the round took."""
+        start = time.perf_counter()
+        publics = self.shards.call("announce")
+        total = unmask(self.shards.call("contribute", (self.plan, 0, publics, 0)))
+        return total, time.perf_counter() - start
+
+
+@contextmanager
+def cohorts(home: Path, users: int, actors: int, conditional: bool) -> Iterator[Cohorts]:
+    """Generated users on workers of a Ray of its own."""
     config = load_federated(
         CONFIG,
         (
@@ -62,33 +94,39 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
         prepared = time.perf_counter() - start
         cohort = Cohort.of(config, users, 0)
         plan = round_plan(config, encoder.latent_dim, len(data.info.classes), users, cohort, "benchmark")
+        assert isinstance(plan, UserPlan)
+        yield Cohorts(shards, plan, data.private_dir, started, prepared)
+
+
+def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
+    """Seconds of a round, and what came out."""
+    with cohorts(home, users, actors, conditional) as population:
         seconds, processor, total = [], [], np.zeros(0)
         for _ in range(repeat + 1):  # the first loads compiled code
-            start, used = time.perf_counter(), _processor_s()
-            publics = shards.call("announce")
-            total = unmask(shards.call("contribute", (plan, 0, publics, 0)))
-            seconds.append(time.perf_counter() - start)
+            used = _processor_s()
+            total, taken = population.round()
+            seconds.append(taken)
             processor.append(_processor_s() - used)
         memory = sum(_proportional_mib(pid) for pid in _family(os.getpid()))
         return {
             "users": users,
             "actors": actors,
             "class_conditional": conditional,
-            "cells": int(np.prod(plan.cells)),
-            "start_s": started,
-            "prepare_s": prepared,
+            "cells": int(np.prod(population.plan.cells)),
+            "start_s": population.start_s,
+            "prepare_s": population.prepare_s,
             "first_s": seconds[0],
             "round_s": min(seconds[1:]),
             "all_s": seconds[1:],
             "users_per_s": users / min(seconds[1:]),
             "processor_s": min(processor[1:]),
             "memory_mib": memory,
-            "digest": hash(plan.counts(total).tobytes()),
+            "digest": hash(population.plan.counts(total).tobytes()),
         }
 
 
 def against_numpy(users: int, repeat: int) -> dict[str, Any]:
-    """The kernel and a bare NumPy loop over users on the same work, in turn, in this process with one thread."""
+    """The kernel and a NumPy loop over users on the same work, in turn, in this process with one thread."""
     rng = np.random.default_rng(0)
     grid, directions, each = BinGrid(32, 1.0), haar_frames(32, 8, 0), 20
     latents, _ = bounded(rng.standard_normal((users * each, 8)), np.zeros(users * each, np.int32))
@@ -103,20 +141,20 @@ def against_numpy(users: int, repeat: int) -> dict[str, Any]:
             largest_norm_sq=grid.row_norm_sq,
         )  # fmt: skip
 
+    work = Work(
+        latents.reshape(users, each, -1), directions, whole_rows(grid.table, grid.bins), grid.low,
+        PHASES / grid.width, 1 / each, bound=0.0, noise=0.0,
+    )  # fmt: skip
+
     def loop() -> None:
-        total = sums["NumPy"]
-        total[:] = 0
-        taps = np.arange(grid.table.shape[1]) - grid.margin
-        rows = np.arange(len(directions))[None, :, None] * grid.bins
-        for user in range(users):
-            own = latents[user * each : (user + 1) * each]
-            fine = ((own @ directions.T - grid.low) * (PHASES / grid.width)).astype(np.int64)
-            cells = rows + (fine // PHASES)[:, :, None] + taps
-            weights = grid.table[fine % PHASES]
-            message = (
-                np.bincount(cells.ravel(), weights.ravel(), minlength=total.size).astype(np.int64) // each
-            )
-            total += message.reshape(total.shape)
+        total = np.zeros((len(directions), grid.bins), np.float32)
+        sums["NumPy"][:] = 0
+        for user, records in enumerate(work.latents):
+            total += work.message(records)
+            if user % 100 == 99:  # single precision holds whole numbers up to 2^24
+                sums["NumPy"][0] += total.astype(np.int64)
+                total[:] = 0
+        sums["NumPy"][0] += total.astype(np.int64)
 
     times = paired({"ours": ours, "NumPy": loop}, repeat)
     best = {name: min(seconds) for name, seconds in times.items()}

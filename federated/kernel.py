@@ -17,8 +17,11 @@ ABSENT, PRESENT, DECOY = 0, 1, 2
 """Of a user: sends nothing; its message is added; does the same work, into cells that are thrown away."""
 
 _BLOCK = 32  # directions at a time: their cells of one user stay in the first-level cache
-_NARROW = 1 << 14  # records whose sums fit 32 bits
-_LOG_PHASES = 6
+_NARROW = 1 << 14  # records, or users' messages, whose sums fit 32 bits
+_FEW = 32
+"""Records of a user whose average single precision rounds down right: their sum and a half have at most 22 bits, the
+product with the share is off by 2^-23 of itself, below 2^-7 of a step, and half a share is at least 2^-6 of one."""
+_LOG_PAIRS = 7  # positions in a pair of cells: twice `PHASES`
 _MOST_RECORDS = 1 << 30  # of one user: below it, and only there, the quotients below are exact
 
 
@@ -40,15 +43,16 @@ def _add(  # type: ignore[no-untyped-def]
     over,
 ):
     dim, count = directions_t.shape
-    width, bins, waste = table.shape[1], out.shape[2], out.shape[0] - 1
-    size = count * bins
+    pairs, bins, waste = table.shape[1], out.shape[2], out.shape[0] - 1
+    size, words = count * bins, bins // 2
     z, fine = np.empty(count), np.empty(count, np.int32)
-    squares = np.empty((count, bins))
-    cells = np.zeros((count, bins), np.int32)
-    wide = np.zeros((count, bins))
+    squares = np.empty(count, np.int64)
+    packed = np.zeros(size // 2, np.int64)
     # Seen as one row each, so that the loops over all cells are single ones.
-    flat, flat_squares, flat_wide = cells.reshape(size), squares.reshape(size), wide.reshape(size)
-    widened = False
+    flat, message, wide = packed.view(np.int32), np.zeros(size, np.int32), np.zeros(size)
+    by_direction = message.reshape((count, bins))
+    sums = np.zeros((out.shape[0], size), np.int32)
+    widened, added = False, 0
     for user in range(roles.shape[0]):
         role = roles[user]
         begin, end = offsets[user], offsets[user + 1]
@@ -58,8 +62,9 @@ def _add(  # type: ignore[no-untyped-def]
                 counted += 1
         if role == 0 or counted == 0:
             continue
-        share = 1.0 / (max(counted, full) * step)
-        squares[:] = 0.0
+        weight = max(counted, full)
+        share = 1.0 / (weight * step)
+        squares[:] = 0
         i = begin
         while i < end:
             label = labels[i]
@@ -69,53 +74,79 @@ def _add(  # type: ignore[no-untyped-def]
             inside = 0
             while i < end and labels[i] == label:
                 z[:] = 0.0
-                for k in range(dim):
-                    x = latents[i, k] * LATTICE
+                k = 0
+                while k + 4 <= dim:
+                    a, b = latents[i, k] * LATTICE, latents[i, k + 1] * LATTICE
+                    c, d = latents[i, k + 2] * LATTICE, latents[i, k + 3] * LATTICE
                     for j in range(count):
-                        z[j] += x * directions_t[k, j]
+                        z[j] += (
+                            a * directions_t[k, j]
+                            + b * directions_t[k + 1, j]
+                            + c * directions_t[k + 2, j]
+                            + d * directions_t[k + 3, j]
+                        )
+                    k += 4
+                while k < dim:
+                    a = latents[i, k] * LATTICE
+                    for j in range(count):
+                        z[j] += a * directions_t[k, j]
+                    k += 1
+                for j in range(count):  # z > low: truncation is the floor
+                    fine[j] = np.int32((z[j] - low) * inverse_step) - margin * PHASES
                 for j in range(count):
-                    fine[j] = np.int32((z[j] - low) * inverse_step)  # z > low: truncation is the floor
-                for j in range(count):
-                    row = table[fine[j] & (PHASES - 1)]
                     # Without a sign, an index needs no look whether it counts from the end.
-                    first = np.uint64(j * bins + (fine[j] >> _LOG_PHASES) - margin)
-                    if width == 8:  # a number known to the compiler becomes one or two wide additions
-                        for tap in range(8):
-                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
-                    elif width == 16:
-                        for tap in range(16):
-                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
+                    place = np.uint64(fine[j])
+                    row = table[place & np.uint64(2 * PHASES - 1)]
+                    first = np.uint64(j * words) + (place >> np.uint64(_LOG_PAIRS))
+                    if (
+                        pairs == 5
+                    ):  # a number known to the compiler makes one block of additions without a loop
+                        for pair in range(5):
+                            packed[first + np.uint64(pair)] += row[np.uint64(pair)]
+                    elif pairs == 7:
+                        for pair in range(7):
+                            packed[first + np.uint64(pair)] += row[np.uint64(pair)]
                     else:
-                        for tap in range(width):
-                            flat[first + np.uint64(tap)] += row[np.uint64(tap)]
+                        for pair in range(pairs):
+                            packed[first + np.uint64(pair)] += row[np.uint64(pair)]
                 i += 1
                 inside += 1
                 if inside == _NARROW:
-                    for c in range(size):
-                        flat_wide[c] += flat[c]
-                        flat[c] = 0
+                    for cell in range(size):
+                        wide[cell] += flat[cell]
+                        flat[cell] = 0
                     inside, widened = 0, True
-            sums = out[label if role == 1 else waste].reshape(size)
+            block = sums[label if role == 1 else waste]
+            # Whole sums, at least half a share away from the next whole number: the exact floor, in either precision.
             if widened:
-                for c in range(size):
-                    value = np.floor((flat_wide[c] + flat[c] + 0.5) * share)
-                    flat_squares[c] += value * value
-                    sums[c] += value
-                    flat_wide[c] = 0.0
+                for cell in range(size):
+                    message[cell] = np.int32((wide[cell] + flat[cell] + 0.5) * share)
+                    wide[cell] = 0.0
+            elif weight <= _FEW:
+                half, narrow = np.float32(0.5), np.float32(share)
+                for cell in range(size):
+                    message[cell] = np.int32((np.float32(flat[cell]) + half) * narrow)
             else:
-                for c in range(size):
-                    # Whole sums, at least half a share away from the next whole number: the exact floor.
-                    value = np.floor((flat[c] + 0.5) * share)
-                    flat_squares[c] += value * value
-                    sums[c] += value
-            flat[:] = 0
+                for cell in range(size):
+                    message[cell] = np.int32((flat[cell] + 0.5) * share)
+            for cell in range(size):
+                block[cell] += message[cell]
+                flat[cell] = 0
             widened = False
+            for j in range(count):
+                square = np.int64(0)
+                for cell in range(bins):
+                    square += np.int64(by_direction[j, cell]) * np.int64(by_direction[j, cell])
+                squares[j] += square
         for j in range(count):
-            square, total = squares[j], 0.0
-            for b in range(bins):
-                total += square[b]
-            if total > largest:
+            if squares[j] > largest:
                 over[user] = True
+        added += 1
+        if added == _NARROW:
+            out += sums.reshape(out.shape)
+            sums[:] = 0
+            added = 0
+    out += sums.reshape(out.shape)
 
 
 def add_users(
@@ -161,9 +192,11 @@ def add_users(
     if len(offsets) > 1 and int(np.diff(offsets).max()) > _MOST_RECORDS:
         raise ValueError("a user has more than 2^30 records")
     taps = kernel.shape[1]
-    width = taps if taps == 1 or taps > 16 else -(-taps // 8) * 8
-    table = np.zeros((PHASES, width), dtype=np.int32)
-    table[:, :taps] = kernel
+    # Two cells in one 64-bit word: half the additions. A row begins at an even cell or at an odd one.
+    halves = np.zeros((2, PHASES, taps + 1), dtype=np.int32)
+    halves[0, :, :taps] = halves[1, :, 1:] = kernel
+    table = halves.view(np.int64).reshape(2 * PHASES, -1)
+    padded = -(-(out.shape[2] + 1) // 2) * 2
     step = 2.0 ** (16 - precision)
     starts = range(0, len(directions), _BLOCK)
     over = np.zeros((len(starts), len(roles)), dtype=np.bool_)
@@ -171,14 +204,12 @@ def add_users(
     def work(block: int) -> None:
         part = slice(starts[block], starts[block] + _BLOCK)
         transposed = np.ascontiguousarray(directions[part].T)
-        # Whole numbers below 2^53 in float64: exact, and quicker than int64 here. The last bins are for the zeros that
-        # fill a row of the table up.
-        sums = np.zeros((out.shape[0] + 1, transposed.shape[1], out.shape[2] + width - taps))
+        sums = np.zeros((out.shape[0] + 1, transposed.shape[1], padded), dtype=np.int64)
         _add(
             latents, labels, offsets, roles, transposed, grid.low, PHASES / grid.width, grid.margin, table,
-            full_weight_at, step, float(largest_norm_sq), sums, over[block],
+            full_weight_at, step, largest_norm_sq, sums, over[block],
         )  # fmt: skip
-        out[:, part] += sums[:-1, :, : out.shape[2]].astype(np.int64)
+        out[:, part] += sums[:-1, :, : out.shape[2]]
 
     if threads == 1:
         for block in range(len(starts)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpsw_ray.slicing.directions import haar_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
-from federated.kernel import ABSENT, DECOY, PRESENT, add_users
+from federated.kernel import _FEW, ABSENT, DECOY, PRESENT, add_users
 from federated.message import MessageForm, refusal, tampered, user_message
 
 CLASSES = 4
@@ -26,17 +26,18 @@ def form_of(grid: BinGrid, directions: np.ndarray, precision: int = 16) -> Messa
 @settings(max_examples=40, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=12),
-    smoothing=st.sampled_from([0.0, 0.7, 1.0, 2.5]),
+    smoothing=st.sampled_from([0.0, 0.7, 1.0, 1.5, 2.5]),
+    dim=st.sampled_from([3, 8, 9]),
     full=st.sampled_from([1, 7]),
     precision=st.sampled_from([16, 9, 4]),
     threads=st.sampled_from([1, 2]),
     seed=st.integers(0, 5),
 )
 def test_the_sum_is_that_of_the_messages_bit_for_bit(
-    counts: list[int], smoothing: float, full: int, precision: int, threads: int, seed: int
+    counts: list[int], smoothing: float, dim: int, full: int, precision: int, threads: int, seed: int
 ) -> None:
-    latents, lattice, labels, offsets = population(counts, seed=seed)
-    grid, directions = BinGrid(32, smoothing), haar_frames(13, 3, seed)
+    latents, lattice, labels, offsets = population(counts, dim, seed=seed)
+    grid, directions = BinGrid(32, smoothing), haar_frames(39 // dim, dim, seed)
     rng = np.random.default_rng(seed)
     roles = rng.choice([ABSENT, PRESENT, DECOY], len(counts)).astype(np.uint8)
     out = np.zeros((CLASSES, len(directions), 32), np.int64)
@@ -55,6 +56,28 @@ def test_the_sum_is_that_of_the_messages_bit_for_bit(
         expected += message
     assert not over.any()
     assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("precision", [16, 4])
+def test_single_precision_rounds_the_average_of_few_records_down_right(precision: int) -> None:
+    step, half = 1 << (16 - precision), np.float32(0.5)
+    for records in range(1, _FEW + 1):
+        sums = np.arange(records * SCALE + 1, dtype=np.int32)
+        found = ((sums.astype(np.float32) + half) * np.float32(1.0 / (records * step))).astype(np.int32)
+        assert np.array_equal(found, sums // (records * step))
+
+
+def test_more_users_than_32_bits_add_up() -> None:
+    users = 40_000
+    lattice, labels = np.zeros((users, 3), np.int32), np.zeros(users, np.int32)  # all on one spot
+    grid, directions = BinGrid(8, 0.0), haar_frames(1, 3, 0)
+    out = np.zeros((1, 3, 8), np.int64)
+    add_users(
+        lattice, labels, np.arange(users + 1), np.ones(users, np.uint8), directions, grid, grid.table, out,
+        largest_norm_sq=grid.row_norm_sq,
+    )  # fmt: skip
+    assert np.array_equal(out.max(axis=2), np.full((1, 3), users * SCALE))
+    assert np.array_equal(out.sum(axis=2), np.full((1, 3), users * SCALE))
 
 
 def test_a_user_with_very_many_records_weighs_as_much_as_one_with_a_single_record() -> None:
