@@ -253,7 +253,11 @@ class FlowConfig(Section):
         le=4.0,
         description="residual variance that the fit of the noisy slices aims at, over the noise's",
     )
-    parallel: Literal["directions"] = "directions"
+    parallel: Literal["auto", "directions", "particles", "classes"] = Field(
+        "auto",
+        description="what the actors divide among them; the result does not depend on it. particles: any number of "
+        "them; classes: nothing is exchanged; directions: few particles, many directions; auto: by size",
+    )
     kernel: Literal["auto", "numba", "torch"] = "auto"
 
 
