@@ -26,7 +26,8 @@ _PAIR_NS, _COORDINATE_NS = (
 )  # of one particle and direction on one core, and of each coordinate of it
 _GPU = 50.0  # times as fast as a core, at least
 _CALL_S, _WORKER_S = 1.2e-3, 0.5e-3  # of a round trip to all workers, and of each worker in it
-_BYTES_S = 4e8  # through the object store and the driver
+_BYTES_S = 1e9  # through the object store and the driver
+_STEPS = 10  # in one call, where nothing is exchanged
 _SHARE = 0.2  # of a step that may go into exchanging
 
 
@@ -74,41 +75,50 @@ def divide(
         gpu: whether each has a GPU.
     """
     particles, classes = int(offsets[-1]), len(offsets) - 1
-    even = np.linspace(0, particles, min(workers, particles) + 1).astype(np.int64)
-    borders = np.unique(offsets[np.abs(offsets[:, None] - even).argmin(axis=0)])
-    whole = np.array([0, particles])
     match config.parallel:
         case "directions":
-            return Division("directions", whole)
+            return Division("directions", np.array([0, particles]))
         case "particles":
-            return Division("particles" if workers > 1 else "classes", even)
+            return Division("particles" if workers > 1 else "classes", _even(particles, workers))
         case "classes":
-            return Division("classes", borders)
+            return Division("classes", _borders(offsets, workers))
     work = particles * directions * (_PAIR_NS + _COORDINATE_NS * dim) * 1e-9
     work /= _GPU if gpu else threads
-    call = _CALL_S + _WORKER_S * workers
-    histograms = 24.0 * classes * directions * bins * workers / _BYTES_S
-    drifts = 16.0 * particles * dim * workers / _BYTES_S
+    histograms, drifts = 24.0 * classes * directions * bins, 16.0 * particles * dim
+
+    def exchange(size: int, each: float) -> float:
+        return _CALL_S + size * (_WORKER_S + each / _BYTES_S)
+
+    borders = _borders(offsets, workers)
     largest = float(np.diff(borders).max()) / particles
-    ways = {  # work of the busiest worker, and seconds of exchange, in one step
-        "classes": (Division("classes", borders), work * largest, call / 10),
-        "particles": (Division("particles", even), work / workers, call + histograms),
-        "directions": (Division("directions", whole), work / workers, call + drifts),
-    }
-    alone = work + (_CALL_S + _WORKER_S) / 10
-    worth = {
-        name: busy + exchange
-        for name, (_, busy, exchange) in ways.items()
-        if exchange <= _SHARE * (busy + exchange) and busy + exchange < alone
-    }
+    # Seconds of the busiest worker and of exchange in one step; without exchange, many steps go into a call.
+    ways = [(Division("classes", borders), work * largest, exchange(len(borders) - 1, 0.0) / _STEPS)]
+    ways += [
+        (Division("particles", _even(particles, size)), work / size, exchange(size, histograms))
+        for size in range(2, min(workers, particles) + 1)
+    ]
+    if workers > 1:
+        whole = Division("directions", np.array([0, particles]))
+        ways.append((whole, work / workers, exchange(workers, drifts)))
+    alone = work + exchange(1, 0.0) / _STEPS
+    worth = [way for way in ways if way[2] <= _SHARE * (way[1] + way[2]) and way[1] + way[2] < alone]
     if worth:
-        return ways[min(worth, key=lambda name: worth[name])][0]
-    if workers == 1:
-        return Division("classes", whole)
-    return Division(
-        "classes",
-        whole,
-        f"One worker moves all particles: a step is about {1e3 * work:.2g} ms of work, and exchanging between "
-        f"{workers} would take about {1e3 * min(way[2] for name, way in ways.items() if name != 'classes'):.2g} ms of each "
-        "(flow.parallel: auto).",
-    )
+        return min(worth, key=lambda way: way[1] + way[2])[0]
+    why = ""
+    if workers > 1:
+        cheapest = min(seconds for _, _, seconds in ways[1:] or ways)
+        why = (
+            f"One of {workers} workers moves all particles: a step is about {1e3 * work:.2g} ms of work, and an "
+            f"exchange between workers would take about {1e3 * cheapest:.2g} ms (flow.parallel: auto)."
+        )
+    return Division("classes", np.array([0, particles]), why)
+
+
+def _even(particles: int, workers: int) -> NDArray[np.int64]:
+    return np.linspace(0, particles, min(workers, particles) + 1).astype(np.int64)
+
+
+def _borders(offsets: NDArray[np.int64], workers: int) -> NDArray[np.int64]:
+    """Cuts between classes, nearest to even ones."""
+    even = _even(int(offsets[-1]), workers)
+    return np.unique(offsets[np.abs(offsets[:, None] - even).argmin(axis=0)])

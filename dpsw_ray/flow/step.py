@@ -78,7 +78,7 @@ class Step:
         """The same in Torch operations: a norm may be rounded in another way, and a particle end 2^-26 away."""
         import torch
 
-        moved = particles + self.scale * total
+        moved = particles + self.scale * total.double()  # an integer times a number is float32 here
         if self.spread:
             wiener = self._wiener(first, *moved.shape)
             moved = moved + torch.from_numpy(self.spread * wiener).to(moved.device)
