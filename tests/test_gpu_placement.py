@@ -17,7 +17,7 @@ from dpsw_ray.config import FlowConfig, load_config
 from dpsw_ray.flow.solver import solve
 
 SCRIPT = """
-import hashlib, json, os
+import hashlib, json, os, time
 import ray
 from ray.cluster_utils import Cluster
 from dpsw_ray.cluster import open_cluster
@@ -45,6 +45,8 @@ if __name__ == "__main__":
         "shared": {"actors": 8, "gpus_per_actor": 0.5},
         "none": {"actors": 2},
     }.items():
+        while ray.available_resources().get("GPU") != 4:  # what the last actors held comes back by and by
+            time.sleep(0.1)
         config = ClusterConfig(cpus_per_actor=1 if name != "shared" else 0.5, timeout_s=60, **keys)
         with open_cluster(config) as cluster:
             placed[name] = cluster.spawn(Where, [{}] * cluster.size).call("here")
