@@ -118,6 +118,8 @@ def test_more_gpus_than_there_are_is_a_sentence(seen: dict[str, Any]) -> None:
 
 
 def test_the_shipped_config_asks_for_a_gpu_each() -> None:
-    config = load_config("multi_gpu", ("data.path=/shared/celeba",))
+    config = load_config(
+        Path(__file__).parents[1] / "configs" / "multi_gpu.yaml", ("data.path=/shared/celeba",)
+    )
     assert (config.cluster.actors, config.cluster.gpus_per_actor) == (4, 1.0)
     assert yaml.safe_load(config.to_yaml())["flow"]["parallel"] == "particles"
