@@ -315,9 +315,7 @@ class NumbaBlock:
         self._x = np.zeros((self._dim + -self._dim % _LANES, n))
         for s in range(0, n, ROWS):
             self._x[: self._dim, s : s + ROWS] = particles[s : s + ROWS].T
-        self._total = np.zeros((self._dim, n), dtype=np.int64)
-        self._z, self._bins_of = np.zeros((0, n)), np.zeros((0, n), np.int16)
-        self._theta = np.zeros((0, len(self._x)))
+        self._rest()
 
     def at_once(self) -> int:
         """How many directions `count` may be asked for: their projections are kept, in bounded memory."""
@@ -397,12 +395,20 @@ class NumbaBlock:
         self._total[:] = 0
 
     def positions(self) -> NDArray[np.float64]:
-        """The particles: array of size [n, d]."""
+        """The particles: array of size [n, d]. To be asked for between two steps."""
+        self._rest()
         return np.ascontiguousarray(self._x[: self._dim].T)
 
     def displacements(self) -> NDArray[np.int64]:
         """What was added since the last step: array of size [n, d] in DRIFT_UNIT."""
         return np.ascontiguousarray(self._total.T)
+
+    def _rest(self) -> None:
+        """Gives memory back until it is needed: zeros that nobody has written to take none."""
+        n = self._x.shape[1]
+        self._total = np.zeros((self._dim, n), dtype=np.int64)
+        self._z, self._bins_of = np.zeros((0, n)), np.zeros((0, n), np.int16)
+        self._theta = np.zeros((0, len(self._x)))
 
     def _add(self, slices: Slices) -> NDArray[np.int64]:
         """`drift` in one pass over groups of directions, each thread with sums of its own."""
