@@ -11,6 +11,7 @@ import typer
 from dpsw_ray.commands.account import account
 from dpsw_ray.commands.audit import audit
 from dpsw_ray.commands.compare import compare
+from dpsw_ray.commands.data import data
 from dpsw_ray.commands.ledger import ledger
 from dpsw_ray.commands.runs import flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
@@ -28,6 +29,7 @@ app = typer.Typer(
 for command in (flow, generate, plan, compare, account, audit):
     app.command()(command)
 app.add_typer(ledger, name="ledger")
+app.add_typer(data, name="data")
 
 
 def main() -> None:

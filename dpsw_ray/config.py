@@ -265,7 +265,11 @@ class FlowConfig(Section):
         le=4.0,
         description="residual variance that the fit of the noisy slices aims at, over the noise's",
     )
-    parallel: Literal["directions"] = "directions"
+    parallel: Literal["auto", "directions", "particles", "classes"] = Field(
+        "auto",
+        description="what the actors divide among them; the result does not depend on it. particles: any number of "
+        "them; classes: nothing is exchanged; directions: few particles, many directions; auto: by size",
+    )
     kernel: Literal["auto", "numba", "torch"] = "auto"
 
 
@@ -312,7 +316,14 @@ class ClusterConfig(Section):
     executor: Literal["ray", "local"] = "ray"
     actors: Whole = Field(2, ge=1)
     cpus_per_actor: Real = Field(1.0, gt=0.0)
-    gpus_per_actor: Real = Field(0.0, ge=0.0)
+    gpus_per_actor: Real = Field(
+        0.0,
+        ge=0.0,
+        description="0.5: two actors share a GPU; above 1: whole, of which the kernels use the first",
+    )
+    placement: Literal["packed", "spread"] = Field(
+        "packed", description="actors on as few machines as possible, or on as many"
+    )
     address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local one")
     timeout_s: Real = Field(60.0, gt=0.0, description="longest wait for the cluster's resources")
 

@@ -326,9 +326,11 @@ def move_points(
             seed=seed,
             cluster=cluster,
             threads=threads_per_actor(config),
+            gpu=config.cluster.gpus_per_actor > 0 and config.flow.kernel != "numba",
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
             watch=watch,
+            say=progress.say if config.cluster.executor == "ray" else lambda sentence: None,
         )
 
 

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from dpsw_ray.slicing import histogram_torch
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.grid import PHASES, SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
@@ -76,3 +78,27 @@ def test_every_record_adds_the_same_mass_and_null_records_none() -> None:
     for c in range(CLASSES):
         assert (counts[c].sum(axis=1) == SCALE * (labels == c).sum()).all()
     assert not histogram(latents, np.full_like(labels, -1), directions).any()
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))],
+)
+@pytest.mark.parametrize("smoothing", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("dim", [3, 8, 48])
+def test_torch_gives_the_same_bits(
+    device: str, smoothing: float, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histogram_torch, "_PAIRS", 10_000)  # several batches in one call
+    grid, directions = BinGrid(32, smoothing), haar_frames(3, dim, seed=0)
+    latents, labels = records(dim=dim)
+    sums = histogram_torch.TorchHistograms(directions, grid, grid.table, CLASSES, device)
+    for a, b in itertools.pairwise([0, 700, 700, 1_999, len(latents)]):
+        sums.add(latents[a:b], labels[a:b])
+    assert np.array_equal(sums.total(), histogram(latents, labels, directions, grid))
+    assert np.array_equal(sums.total(), sums.total())
+
+
+def test_torch_refuses_the_kernel_of_another_grid() -> None:
+    with pytest.raises(ValueError, match="not one of a grid with margin 4"):
+        histogram_torch.TorchHistograms(haar_frames(1, 8, 0), GRID, BinGrid(32, 0.0).table, 1, "cpu")

@@ -23,6 +23,7 @@ __all__ = ["RayCluster"]
 Key = tuple[int, int]
 """A group's number and a rank in it."""
 
+_STRATEGIES = {"packed": "PACK", "spread": "SPREAD"}
 _GONE = (RayActorError, ObjectLostError, WorkerCrashedError)
 
 
@@ -157,7 +158,8 @@ class RayCluster:
             raise UserError(self._shortage())
         bundle = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
         bundle = {name: amount for name, amount in bundle.items() if amount}
-        self._placement = placement_group([bundle] * config.actors)
+        strategy = _STRATEGIES[config.placement]
+        self._placement = placement_group([bundle] * config.actors, strategy=strategy)
         if not self._placement.wait(config.timeout_s):
             raise UserError(self._shortage())
 

@@ -77,9 +77,15 @@ class CelebaSource:
             self._column = attributes.index(label)
             self.class_names = {"0": f"not {label}", "1": label}
 
-    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+    def stretches(self, part: Literal["train", "test"]) -> int:
+        """As many as there are batches; see `Source.stretches`."""
+        return -(-sum(1 for _ in self._rows(part)) // _BATCH)
+
+    def batches(self, part: Literal["train", "test"], stretches: range | None = None) -> Iterator[Batch]:
         """Yields uint8 [n, 64, 64, 3] and labels; see `Source.batches`."""
         rows = self._rows(part)
+        if stretches is not None:
+            rows = islice(rows, stretches.start * _BATCH, stretches.stop * _BATCH)
         while chosen := list(islice(rows, _BATCH)):
             values = np.stack([self._image(name) for name, _ in chosen])
             yield values, [label for _, label in chosen] if self.labelled else None

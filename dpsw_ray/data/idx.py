@@ -117,7 +117,11 @@ class IdxSource:
         if source == "fashion_mnist":
             self.class_names = {str(label): name for label, name in enumerate(FASHION_CLASSES)}
 
-    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+    def stretches(self, part: Literal["train", "test"]) -> int:
+        """One: gzip has no middle to begin at; see `Source.stretches`."""
+        return 1
+
+    def batches(self, part: Literal["train", "test"], stretches: range | None = None) -> Iterator[Batch]:
         """Yields uint8 [n, 28, 28, 1] and labels; see `Source.batches`."""
         images_path = _find(self.folder, _STEMS[part, "images"])
         labels_path = _find(self.folder, _STEMS[part, "labels"])

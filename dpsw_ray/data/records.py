@@ -112,8 +112,16 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
 
-    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+    def stretches(self, part: Literal["train", "test"]) -> int:
+        """In how many stretches, one after the other, the part can be read independently; 1: only as a whole."""
+        ...
+
+    def batches(self, part: Literal["train", "test"], stretches: range | None = None) -> Iterator[Batch]:
         """Yields batches of at most `BATCH` records in a fixed order; `test` only where `has_test`.
+
+        Args:
+            part: which.
+            stretches: consecutive ones of `stretches(part)`; default: all.
 
         Raises:
             UserError: the source is damaged; the sentence quotes no record and no number of records.

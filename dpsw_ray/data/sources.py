@@ -27,7 +27,11 @@ class DigitsSource:
     has_test = False
     name = "digits"
 
-    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+    def stretches(self, part: Literal["train", "test"]) -> int:
+        """One; see `Source.stretches`."""
+        return 1
+
+    def batches(self, part: Literal["train", "test"], stretches: range | None = None) -> Iterator[Batch]:
         """Yields uint8 [n, 8, 8, 1] and labels; see `Source.batches`."""
         assert part == "train", "digits has no test part of its own"
         from sklearn.datasets import load_digits

@@ -42,14 +42,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from dpsw_ray.config import DataConfig, PrivacyConfig
-from dpsw_ray.data.parts import DIGEST, DamagedPart, overlap, read_digests, read_part, write_part
-from dpsw_ray.data.records import Batch, Part, RecordSchema, Source
+from dpsw_ray.data.collect import PARTS, collect, record_digests
+from dpsw_ray.data.parts import DamagedPart, overlap, read_digests, read_part
+from dpsw_ray.data.records import Part, RecordSchema, Source
 from dpsw_ray.data.sources import open_source, resolved_path
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_json
@@ -67,7 +67,6 @@ __all__ = [
 
 MAX_CLASSES = 1000
 _FORMAT = 1
-_PARTS = ("public", "test", "private")
 _RELATIONS: tuple[str, ...] = get_args(PrivacyConfig.model_fields["relation"].annotation)
 
 
@@ -210,7 +209,7 @@ def read_info(folder: Path) -> DatasetInfo:
         raise _damaged(folder, "its dataset.json is missing or damaged") from None
 
 
-def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
+def import_dataset(cfg: DataConfig, home: Path, relation: str, processes: int = 1) -> DatasetInfo:
     """Makes and stores the split of a data set, once; afterwards only opens it.
 
     Runs on the private side. Neither the result nor an exception holds a private statistic, but N where the
@@ -220,6 +219,7 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
         cfg: the `data` section.
         home: the home folder, which must be a local or locking file system.
         relation: the neighbouring relation the data set is registered under.
+        processes: how many read the source at a time; the result does not depend on it.
 
     Returns:
         The public info.
@@ -238,65 +238,11 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str) -> DatasetInfo:
                 if folder.exists():
                     raise _damaged(folder, "its dataset.json is missing")
                 check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder)
-                _build(source, cfg, folder, relation)
+                _build(source, cfg, home, folder, relation, processes)
     return read_info(folder)
 
 
-def record_digests(values: npt.NDArray[Any], schema: RecordSchema) -> npt.NDArray[np.bytes_]:
-    """The digests of records, S16 [n]: BLAKE2b over the little-endian bytes of values [n, *shape]."""
-    data, step = values.astype(schema.dtype, copy=False).tobytes(), schema.size * schema.dtype.itemsize
-    digests = (
-        hashlib.blake2b(data[i : i + step], digest_size=16).digest() for i in range(0, len(data), step)
-    )
-    return np.frombuffer(b"".join(digests), DIGEST)
-
-
-def _uniform(digests: npt.NDArray[np.bytes_], seed: int) -> npt.NDArray[np.float64]:
-    key = hashlib.blake2b(str(seed).encode(), digest_size=32, person=b"dpsw split").digest()
-    raw = digests.tobytes()  # whole digests: reading one element of the array would cut its trailing zeros
-    hashes = (
-        hashlib.blake2b(raw[i : i + 16], key=key, digest_size=8).digest() for i in range(0, len(raw), 16)
-    )
-    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-class _Pending:
-    """A part while it is collected: values in a raw file on the private side, codes and digests in memory."""
-
-    def __init__(self, path: Path, schema: RecordSchema) -> None:
-        self.path, self.schema = path, schema
-        self.codes: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
-        self.digests: list[npt.NDArray[np.bytes_]] = [np.empty(0, DIGEST)]
-        self.file: IO[bytes] = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-    def append(
-        self, values: npt.NDArray[Any], codes: npt.NDArray[np.int32], digests: npt.NDArray[np.bytes_]
-    ) -> None:
-        try:
-            self.file.write(np.ascontiguousarray(values, dtype=self.schema.dtype).data)
-        except OSError as error:
-            error.filename = str(self.path)  # a failed write names no file
-            raise
-        self.codes.append(codes)
-        self.digests.append(digests)
-
-    def store(self, folder: Path, lookup: npt.NDArray[np.int32], mode: int) -> npt.NDArray[np.bytes_]:
-        """Writes the part with its final labels, removes the raw file, returns the digests."""
-        self.file.close()
-        codes, digests = np.concatenate(self.codes), np.concatenate(self.digests)
-        shape = (len(codes), self.schema.size)
-        values: npt.NDArray[Any] = (
-            np.memmap(self.path, self.schema.dtype, "r", shape=shape)
-            if len(codes)
-            else np.empty(shape, self.schema.dtype)
-        )
-        # code -1 (no label) takes the look-up table's last entry, which is -1
-        write_part(folder, values, lookup[codes], digests, mode=mode)
-        self.path.unlink()
-        return digests
-
-
-def _build(source: Source, cfg: DataConfig, folder: Path, relation: str) -> None:
+def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: str, processes: int) -> None:
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed: the lock is ours now
     try:
@@ -308,77 +254,35 @@ def _build(source: Source, cfg: DataConfig, folder: Path, relation: str) -> None
             (private, 0o700),
         ):
             path.mkdir(mode=mode)
-        with contextlib.ExitStack() as files:
-            pending = {name: _Pending(private / f"{name}.raw", source.schema) for name in _PARTS}
-            for part in pending.values():
-                files.enter_context(part.file)
-            codes = _collect(source, cfg, pending)
-            if not any(map(len, pending["public"].codes)):
-                raise UserError(
-                    f"{source.name} gives no public record: it is empty, its records have missing values, "
-                    f"or it is too small for data.public_fraction {cfg.public_fraction}."
-                )
-            seen = set(np.unique(np.concatenate(pending["public"].codes)).tolist())
-            found = [label for label, code in codes.items() if code in seen]
-            classes = _class_list(cfg, source, found) if source.labelled else ()
-            index = {label: i for i, label in enumerate(classes)}
-            lookup = np.array([*(index.get(label, -1) for label in codes), -1], np.int32)
-            digests = {
-                name: part.store(aside / name, lookup, 0o600 if name == "private" else 0o644)
-                for name, part in pending.items()
-            }
+        labels, parts = collect(source, cfg, home, private, processes)
+        if not len(parts["public"].codes):
+            raise UserError(
+                f"{source.name} gives no public record: it is empty, its records have missing values, "
+                f"or it is too small for data.public_fraction {cfg.public_fraction}."
+            )
+        seen = set(np.unique(parts["public"].codes).tolist())
+        found = [label for code, label in enumerate(labels) if code in seen]
+        classes = _class_list(cfg, source, found) if source.labelled else ()
+        index = {label: i for i, label in enumerate(classes)}
+        lookup = np.array([*(index.get(label, -1) for label in labels), -1], np.int32)
+        for name, part in parts.items():
+            part.store(aside / name, source.schema, lookup, 0o600 if name == "private" else 0o644)
+        digests = {name: part.digests for name, part in parts.items()}
         if relation != "add_remove" and not len(digests["private"]):
             raise UserError(
                 f"{source.name} leaves no private record: it is too small for "
                 f"data.public_fraction {cfg.public_fraction}."
             )
-        for i, name in enumerate(_PARTS):
-            for other in _PARTS[i + 1 :]:
+        for i, name in enumerate(PARTS):
+            for other in PARTS[i + 1 :]:
                 assert not overlap(digests[name], digests[other]), f"{name} and {other} overlap"
-        counts = {
-            name: len(digests[name]) for name in _PARTS if name != "private" or relation != "add_remove"
-        }
+        counts = {name: len(digests[name]) for name in PARTS if name != "private" or relation != "add_remove"}
         write_json(aside / "dataset.json", _manifest(source, cfg, relation, classes, counts))
         aside.rename(folder)
         with _opened(folder.parent) as descriptor:
             os.fsync(descriptor)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _collect(source: Source, cfg: DataConfig, pending: Mapping[str, _Pending]) -> dict[str, int]:
-    """Sends every record to its part, in one pass; returns the codes given to the raw labels, in order."""
-    codes: dict[str, int] = {}
-
-    def encode(labels: Sequence[str | None] | None, n: int) -> npt.NDArray[np.int32]:
-        if labels is None:
-            return np.full(n, -1, np.int32)
-        return np.array([-1 if x is None else codes.setdefault(x, len(codes)) for x in labels], np.int32)
-
-    def prepared(batch: Batch) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
-        values, labels = batch
-        return values, encode(labels, len(values)), record_digests(values, source.schema)
-
-    taken = np.empty(0, DIGEST)
-    test_share = cfg.test_fraction
-    if source.has_test:
-        for batch in source.batches("test"):
-            pending["test"].append(*prepared(batch))
-        taken, test_share = np.unique(np.concatenate(pending["test"].digests)), 0.0
-    for batch in source.batches("train"):
-        values, labels, digests = prepared(batch)
-        u = _uniform(digests, cfg.split_seed)
-        keep = ~np.isin(digests, taken)
-        # rows with missing values are dropped here; on the private side they stay and become null records
-        whole = keep & np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        chosen = {
-            "test": whole & (u < test_share),
-            "public": whole & (u >= test_share) & (u < test_share + cfg.public_fraction),
-            "private": keep & (u >= test_share + cfg.public_fraction),
-        }
-        for name, rows in chosen.items():
-            pending[name].append(values[rows], labels[rows], digests[rows])
-    return codes
 
 
 def _class_list(cfg: DataConfig, source: Source, found: list[str]) -> tuple[str, ...]:

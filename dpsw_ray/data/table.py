@@ -86,11 +86,21 @@ class TableSource:
                 )
         self.schema = RecordSchema("table", (len(chosen),), columns=tuple(chosen))
 
-    def batches(self, part: Literal["train", "test"]) -> Iterator[Batch]:
+    def stretches(self, part: Literal["train", "test"]) -> int:
+        """A Parquet file's row groups, an Arrow file's record batches, a stream as a whole; see `Source.stretches`."""
+        try:
+            if self.path.suffix == ".parquet":
+                return int(pq.read_metadata(self.path).num_row_groups)
+            reader = _open_ipc(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(error) from None
+        return int(getattr(reader, "num_record_batches", 1))
+
+    def batches(self, part: Literal["train", "test"], stretches: range | None = None) -> Iterator[Batch]:
         """Yields float64 [n, columns], NaN where missing or infinite, and labels; see `Source.batches`."""
         assert part == "train", "a table has no test part of its own"
         names = [*self.schema.columns, *([self.label] if self.label is not None else [])]
-        for batch in self._guarded(names):
+        for batch in self._guarded(names, stretches):
             if batch.num_rows == 0:
                 continue
             values = np.stack([_floats(batch.column(name)) for name in self.schema.columns], axis=1)
@@ -104,8 +114,9 @@ class TableSource:
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(error) from None
 
-    def _guarded(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        batches = (_parquet_batches if self.path.suffix == ".parquet" else _ipc_batches)(self.path, names)
+    def _guarded(self, names: list[str], stretches: range | None) -> Iterator[pa.RecordBatch]:
+        read = _parquet_batches if self.path.suffix == ".parquet" else _ipc_batches
+        batches = read(self.path, names, stretches)
         while True:
             try:
                 batch = next(batches, None)
@@ -137,10 +148,10 @@ def _open_ipc(path: Path) -> Any:
     return pa.ipc.open_file(source) if file_format else pa.ipc.open_stream(source)
 
 
-def _ipc_batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _ipc_batches(path: Path, names: list[str], stretches: range | None) -> Iterator[pa.RecordBatch]:
     reader = _open_ipc(path)
     whole = (
-        (reader.get_batch(i) for i in range(reader.num_record_batches))
+        (reader.get_batch(i) for i in (range(reader.num_record_batches) if stretches is None else stretches))
         if isinstance(reader, pa.ipc.RecordBatchFileReader)
         else reader
     )
@@ -150,9 +161,10 @@ def _ipc_batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             yield chosen.slice(start, BATCH)
 
 
-def _parquet_batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, names: list[str], stretches: range | None) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, memory_map=True) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=names):
+        groups = None if stretches is None else list(stretches)
+        for batch in file.iter_batches(batch_size=BATCH, row_groups=groups, columns=names):
             yield batch.select(names)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,17 @@ from dpsw_ray.cluster.groups import Cluster
 from dpsw_ray.config import FlowConfig
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import atomic_path
-from dpsw_ray.flow.particles import allocate, confine, initial
-from dpsw_ray.flow.worker import DriftWorker
+from dpsw_ray.flow.division import divide
+from dpsw_ray.flow.movers import open_mover
+from dpsw_ray.flow.particles import allocate, initial
+from dpsw_ray.flow.step import Course, flow_steps
 from dpsw_ray.release.quantiles import Targets
-from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT
+from dpsw_ray.slicing.drift import COST_UNIT
 
 __all__ = ["FlowResult", "Watch", "flow_steps", "solve"]
 
-_STEPS = 300
 _CHECKPOINT_EVERY = 25
-_FULL_STEPS = 10  # of the inverse schedule: how long it takes the step size to halve
+_WIENER = "by particle"  # how the noise is drawn: a checkpoint of another way is of another flow
 
 Watch = Callable[[int, NDArray[np.float64]], None]
 
@@ -47,11 +47,6 @@ class FlowResult:
     stopped: str
 
 
-def flow_steps(config: FlowConfig, rounds: int) -> int:
-    """How many steps a flow towards so many rounds takes at most."""
-    return max(_STEPS, rounds) if config.steps is None else config.steps
-
-
 def solve(
     rounds: Sequence[Targets],
     config: FlowConfig,
@@ -60,9 +55,11 @@ def solve(
     seed: int,
     cluster: Cluster,
     threads: int = 1,
+    gpu: bool = False,
     checkpoint: Path | None = None,
     on_step: Callable[[float], None] = lambda distance: None,
     watch: Watch | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> FlowResult:
     """Moves particles until the sliced distance to the release stops falling.
 
@@ -75,11 +72,13 @@ def solve(
         config: steps, step size, schedule, diffusion, stopping rule.
         sphere: whether the latents live on the unit sphere (else in the ball).
         seed: public seed of the initial particles and the Wiener noise.
-        cluster: who computes; the result does not depend on its size.
+        cluster: who computes; the result does not depend on its size, nor on how `config.parallel` divides the work.
         threads: threads per worker.
+        gpu: whether each worker has a GPU.
         checkpoint: a file to resume from and to save to.
-        on_step: called with the sliced distance before each step.
+        on_step: called with the sliced distance before each step, for small steps a few steps at a time.
         watch: called after each step with how many were taken and the particles, array of size [n, d].
+        say: told why workers are left without work, where they are.
 
     Raises:
         UserError: the noise is so large that the sums of the drift cannot hold it.
@@ -91,6 +90,7 @@ def solve(
             "drift can add up: choose a larger privacy.epsilon or fewer directions."
         )
     count, dim = rounds[0].slices.directions.shape
+    course = Course(config, count, dim, len(rounds), sphere, seed)
     weights = np.mean([targets.weights for targets in rounds], axis=0)
     offsets = allocate(weights, config.particles, config.class_balance)
     sizes = np.diff(offsets)
@@ -101,55 +101,44 @@ def solve(
         particles, distances = found
         for distance in distances:
             on_step(distance)
-
-    cuts = np.linspace(0, count, min(cluster.size, count) + 1).astype(int)
-    blocks = [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
-    workers = cluster.spawn(
-        DriftWorker,
-        [
-            {
-                "rounds": [targets.slices.select(block) for targets in rounds],
-                "start": block.start,
-                "kernel": config.kernel,
-                "threads": threads,
-            }
-            for block in blocks
-        ],
+    division = divide(
+        config,
+        offsets,
+        directions=course.used,
+        dim=dim,
+        bins=rounds[0].slices.grid.bins,
+        workers=cluster.size,
+        threads=threads,
+        gpu=gpu,
     )
-    used = min(config.subset or count, count)
-    # Distances to different slices do not compare: only the same ones at every step can stop falling.
-    same = len(rounds) == 1 and used == count
-    step_size = float(dim) if config.step_size == "auto" else float(config.step_size)
-    steps = flow_steps(config, len(rounds))
-    stopped = f"all {steps} steps taken"
+    if division.why:
+        say(division.why)
+    stopped = f"all {course.steps} steps taken"
+    saved = len(distances)
+    mover = open_mover(division, cluster, rounds, course, offsets, particles, len(distances), threads=threads)
     try:
-        for step in range(len(distances), steps):
-            if same and _stalled(distances, config):
+        while (step := len(distances)) < course.steps:
+            if course.comparable and _stalled(distances, config):
                 stopped = f"the sliced distance stopped falling after {step} steps"
                 break
-            chosen = None
-            if used < count:
-                chosen = np.sort(np.random.default_rng([seed, 0x5B5E, step]).permutation(count)[:used])
-            parts = workers.call("drift", (particles, offsets, step % len(rounds), chosen), retry=True)
-            total = sum(part for part, _ in parts)  # int64: the same bits in any order
-            cost = sum(part for _, part in parts)
-            squared = float(cost.astype(np.float64) @ sizes) * COST_UNIT
-            distance = math.sqrt(squared / (used * config.particles))
-            distances.append(distance)
-            on_step(distance)
-            h = step_size * _schedule(config, step, steps, len(rounds))
-            moved = particles + (h * DRIFT_UNIT / used) * total
-            if config.diffusion:
-                wiener = np.random.default_rng([seed, 0x5DE, step]).standard_normal(moved.shape)
-                moved += math.sqrt(2 * config.diffusion * h) * wiener
-            particles = confine(moved, sphere)
+            most = min(_CHECKPOINT_EVERY - step % _CHECKPOINT_EVERY, course.steps - step)
+            if course.comparable:
+                most = min(most, _certain(distances, config))
+            for cost in mover.advance(1 if watch is not None else most):
+                squared = float(cost.astype(np.float64) @ sizes) * COST_UNIT
+                distances.append(math.sqrt(squared / (course.used * config.particles)))
+                on_step(distances[-1])
             if watch is not None:
-                watch(step + 1, particles)
-            if checkpoint is not None and (step + 1) % _CHECKPOINT_EVERY == 0:
-                _save(checkpoint, identity, particles, distances)
+                watch(len(distances), mover.particles())
+            if len(distances) % _CHECKPOINT_EVERY == 0:
+                particles = mover.particles()  # also what a worker that dies is brought back from
+                if checkpoint is not None:
+                    _save(checkpoint, identity, particles, distances)
+                    saved = len(distances)
+        particles = mover.particles()
     finally:
-        workers.close()
-    if checkpoint is not None:
+        mover.close()
+    if checkpoint is not None and saved != len(distances):
         _save(checkpoint, identity, particles, distances)
     labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     return FlowResult(particles, labels, distances, stopped)
@@ -163,21 +152,27 @@ def _stalled(distances: list[float], config: FlowConfig) -> bool:
     return min(distances[-config.patience :]) > before * (1.0 - config.tolerance)
 
 
-def _schedule(config: FlowConfig, step: int, steps: int, rounds: int) -> float:
-    """The step size at `step` as a share of the full one.
-
-    Steps that fall like 1 / t end at the mean of what noisy rounds ask for (Robbins and Monro 1951).
-    """
-    if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * step / steps))
-    if config.schedule == "inverse" or (config.schedule == "auto" and rounds > 1):
-        return _FULL_STEPS / (_FULL_STEPS + step)
-    return 1.0
+def _certain(distances: list[float], config: FlowConfig) -> int:
+    """How many steps are taken whatever their distances are: what came before keeps `_stalled` from stopping them."""
+    patience, taken = config.patience, len(distances)
+    count = 1
+    while count <= patience:
+        known = (
+            taken + count - patience
+        )  # distances before those that must have fallen, when `count` are taken
+        if known > 0:
+            recent = distances[known:]
+            if not recent or min(recent) > min(distances[:known]) * (1.0 - config.tolerance):
+                break
+        count += 1
+    return count
 
 
 def _identity(rounds: Sequence[Targets], config: FlowConfig, sphere: bool, seed: int) -> str:
     """Hash of everything that decides the particles' path."""
-    h = hashlib.sha256(repr((config.model_dump(exclude={"kernel", "parallel"}), sphere, seed)).encode())
+    h = hashlib.sha256(
+        repr((config.model_dump(exclude={"kernel", "parallel"}), sphere, seed, _WIENER)).encode()
+    )
     for targets in rounds:
         slices = targets.slices
         for array in (slices.directions, slices.cdf, slices.kernel, targets.weights):

@@ -1,22 +1,24 @@
-"""One worker of the flow: a block of directions, and the drift of all particles along them."""
+"""The flow's workers: one holds directions and is handed particles, one keeps particles. Neither sees a record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.flow.step import Course, Step
 from dpsw_ray.slicing.drift import Slices
-from dpsw_ray.slicing.drift_numba import drift_numba
+from dpsw_ray.slicing.drift_numba import NumbaBlock, drift_numba
 
-__all__ = ["DriftWorker"]
+__all__ = ["BlockWorker", "DriftWorker"]
 
 Drift = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class DriftWorker:
-    """Holds slices of a release, never a record: a plain class that an actor wraps."""
+    """Holds a block of directions with their targets: a plain class that an actor wraps."""
 
     def __init__(self, rounds: Sequence[Slices], start: int, kernel: str = "auto", threads: int = 1) -> None:
         """Takes its block of directions.
@@ -30,7 +32,7 @@ class DriftWorker:
         """
         self._rounds = rounds
         self._start = start
-        self._kernel = kernel
+        self._device = _device(kernel)
         self._threads = threads
         self._made: tuple[int, Callable[..., Drift]] | None = None
 
@@ -60,11 +62,156 @@ class DriftWorker:
         return self._prepare(self._rounds[number].select(mine))(particles, offsets)
 
     def _prepare(self, slices: Slices) -> Callable[..., Drift]:
-        if self._kernel != "numba":
-            import torch
-
+        if self._device is not None:
             from dpsw_ray.slicing.drift_torch import TorchDrift
 
-            if self._kernel == "torch" or torch.cuda.is_available():
-                return TorchDrift(slices, "cuda" if torch.cuda.is_available() else "cpu")
+            return TorchDrift(slices, self._device)
         return lambda particles, offsets: drift_numba(particles, offsets, slices, self._threads)
+
+
+class Block(Protocol):
+    """`slicing.drift_numba.NumbaBlock` or `slicing.drift_torch.TorchBlock`."""
+
+    def at_once(self) -> int: ...
+    def count(self, slices: Slices) -> NDArray[np.int64]: ...
+    def displace(self, nodes: NDArray[np.float64]) -> None: ...
+    def drift(self, slices: Slices) -> NDArray[np.int64]: ...
+    def move(self, step: Step) -> None: ...
+    def positions(self) -> NDArray[np.float64]: ...
+
+
+class BlockWorker:
+    """Keeps a block of particles from step to step: a plain class that an actor wraps.
+
+    What it keeps is lost with it. Every call therefore names where in the flow the worker must be, and a worker that is
+    somewhere else, or was built anew, answers None: the driver then loads all blocks and repeats the steps since. So a
+    call that was repeated behind its back moves no particle twice.
+    """
+
+    def __init__(
+        self, rounds: Sequence[Slices], course: Course, kernel: str = "auto", threads: int = 1
+    ) -> None:
+        """Takes what does not change; there are no particles before `load`.
+
+        Args:
+            rounds: directions of every round, and the targets of the classes that the worker holds whole (none where
+                it only counts).
+            course: of the flow.
+            kernel: as for `DriftWorker`.
+            threads: threads of the CPU kernel.
+        """
+        self._rounds = rounds
+        self._course = course
+        self._device = _device(kernel)
+        self._threads = threads
+        self._block: Block | None = None
+        self._offset = 0
+        self._classes = slice(0, 0)
+        self._at: tuple[int, int, bool] | None = None  # step, its first direction to count, nodes are owed
+
+    def load(
+        self,
+        step: int,
+        particles: NDArray[np.float64],
+        offsets: NDArray[np.int64],
+        first: int,
+        classes: tuple[int, int],
+    ) -> int:
+        """Takes a block of particles as it is before a step.
+
+        Args:
+            step: number of the step.
+            particles: array of size [n, d].
+            offsets: array of size [C' + 1], where in the block its classes begin and end.
+            first: number of the block's first particle among all.
+            classes: number of its first class, and of the one after its last.
+
+        Returns:
+            How many directions `turn` may count.
+        """
+        self._at = None
+        if self._device is None:
+            self._block = NumbaBlock(particles, offsets, self._threads)
+        else:
+            from dpsw_ray.slicing.drift_torch import TorchBlock
+
+            self._block = TorchBlock(particles, offsets, self._device)
+        self._offset = first
+        self._classes = slice(*classes)
+        self._at = step, 0, False
+        return self._block.at_once()
+
+    def advance(self, step: int, count: int) -> list[NDArray[np.int64]] | None:
+        """Takes `count` steps from `step` on, alone: the block's classes are whole.
+
+        Returns:
+            For every step the cost of each of its classes; see `slicing.drift_numba.NumbaBlock.drift`.
+        """
+        if self._block is None or self._at != (step, 0, False):
+            return None
+        costs = []
+        for number in range(step, step + count):
+            self._at = None
+            slices, chosen = self._rounds[self._course.round(number)], self._course.chosen(number)
+            costs.append(self._block.drift(slices if chosen is None else slices.select(chosen)))
+            self._block.move(self._course.step(number, self._offset))
+            self._at = number + 1, 0, False
+        return costs
+
+    def turn(
+        self, step: int, first: int, last: int, nodes: NDArray[np.float64] | None
+    ) -> NDArray[np.int64] | None:
+        """Displaces along the directions that were counted last, then counts the next ones.
+
+        Args:
+            step: number of the step.
+            first: of the step's directions, the first to count.
+            last: the one after the last.
+            nodes: array of size [C, K', bins + 1], what all workers' counts of the last turn came to; None after `load`
+                and `finish`.
+
+        Returns:
+            Array of size [2, C', K', bins]; see `slicing.drift_numba.map_histograms`.
+        """
+        if self._block is None or self._at != (step, first, nodes is not None):
+            return None
+        self._at = None
+        if nodes is not None:
+            self._displace(nodes, first, step)
+        slices, chosen = self._rounds[self._course.round(step)], self._course.chosen(step)
+        part = slices.select(slice(first, last) if chosen is None else chosen[first:last])
+        counts = self._block.count(part)
+        self._at = (step, last, True) if last < self._course.used else (step + 1, 0, True)
+        return counts
+
+    def finish(self, step: int, nodes: NDArray[np.float64]) -> bool | None:
+        """Displaces along the directions that were counted last before `step`, so that it can begin."""
+        if self._block is None or self._at != (step, 0, True):
+            return None
+        self._at = None
+        self._displace(nodes, 0, step)
+        self._at = step, 0, False
+        return True
+
+    def positions(self, step: int) -> NDArray[np.float64] | None:
+        """The block before a step: array of size [n, d]."""
+        if self._block is None or self._at != (step, 0, False):
+            return None
+        return self._block.positions()
+
+    def _displace(self, nodes: NDArray[np.float64], first: int, step: int) -> None:
+        assert self._block is not None
+        self._block.displace(np.ascontiguousarray(nodes[self._classes]))
+        if first == 0:  # those were the last of the step before
+            self._block.move(self._course.step(step - 1, self._offset))
+
+
+def _device(kernel: str) -> str | None:
+    """Where Torch computes; None for the Numba kernel."""
+    if kernel == "numba":
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if kernel == "torch" else None

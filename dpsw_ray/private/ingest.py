@@ -12,6 +12,6 @@ __all__ = ["ingest"]
 
 
 @sealed("dividing the data set into public, private and test parts")
-def ingest(config: DataConfig, home: Path, relation: str) -> DatasetInfo:
+def ingest(config: DataConfig, home: Path, relation: str, processes: int = 1) -> DatasetInfo:
     """Makes the stored split, or opens it where it is there already; see `data.split.import_dataset`."""
-    return import_dataset(config, home, relation)
+    return import_dataset(config, home, relation, processes)

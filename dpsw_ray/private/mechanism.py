@@ -21,10 +21,11 @@ numbers however often it is asked. Nothing else touches records or draws noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dpsw_ray.privacy.discrete import NoiseTable
@@ -32,6 +33,7 @@ from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.private.latents import NULL
 from dpsw_ray.release.plan import HistogramPlan, ReleasePlan
 from dpsw_ray.slicing.histogram import add_histograms
+from dpsw_ray.slicing.histogram_torch import TorchHistograms
 
 __all__ = [
     "Batches",
@@ -67,13 +69,26 @@ def bound(batches: Batches, plan: HistogramPlan, threads: int = 1) -> NDArray[np
         RuntimeError: the latents are of another dimension than the plan's directions.
         ValueError: the plan's table is not one of its grid.
     """
-    total = np.zeros(plan.cells[1:], dtype=np.int64)
+    add, total = _adder(plan, threads)
     for latents, labels in batches:
         check_dimension(latents, plan)
-        add_histograms(
-            latents, cell_blocks(labels, plan), plan.directions[0], plan.grid, plan.table, total, threads
-        )
-    return total
+        add(latents, cell_blocks(labels, plan))
+    return total()
+
+
+def _adder(
+    plan: HistogramPlan, threads: int
+) -> tuple[Callable[[NDArray[np.float64], NDArray[np.int32]], None], Callable[[], NDArray[np.int64]]]:
+    """What adds records, and what then gives their sum: on the worker's GPU where it has one, to the same bits."""
+    if torch.cuda.is_available():
+        sums = TorchHistograms(plan.directions[0], plan.grid, plan.table, plan.classes, "cuda")
+        return sums.add, sums.total
+    total = np.zeros(plan.cells[1:], dtype=np.int64)
+
+    def add(latents: NDArray[np.float64], labels: NDArray[np.int32]) -> None:
+        add_histograms(latents, labels, plan.directions[0], plan.grid, plan.table, total, threads)
+
+    return add, lambda: total
 
 
 def check_dimension(latents: NDArray[np.float64], plan: ReleasePlan) -> None:

@@ -8,6 +8,8 @@ exactly in any order: such sums may be contracted and re-associated freely (`_EX
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,11 +20,19 @@ from numpy.typing import NDArray
 from dpsw_ray.slicing.drift import COST_UNIT, DISPLACEMENT_UNIT, DRIFT_UNIT, Slices
 from dpsw_ray.slicing.grid import PHASES, SCALE
 
-__all__ = ["drift_numba"]
+__all__ = ["ROWS", "NumbaBlock", "drift_numba", "map_histograms"]
+
+ROWS = 4096
+"""Particles moved at a time."""
 
 _BLOCK = 512  # particles: what a pass reads and writes of them stays in the nearest caches
 _GROUP = 16  # directions summed in float64 before a flush to int64: 2^-46 * 2^53 bounds their exact sums
 _LANES = 8  # coordinates multiplied in one pass; particles and directions are padded with zeros
+_HELD_BYTES = 256 << 20  # of projections kept between counting and displacing
+_CLOSE_GROUPS = (
+    4  # of directions, for each thread, whose projections are still in the caches when they are used
+)
+_SMALL_BYTES = 4 << 20  # of sums that stay in the caches while every group of directions passes over them
 _EXACT = {"contract", "reassoc", "nsz"}
 
 
@@ -163,6 +173,65 @@ def _accumulate(z, start, stop, theta, total, at):  # type: ignore[no-untyped-de
 
 
 @numba.njit(nogil=True, cache=True)
+def _count_block(x, offsets, theta, first, last, low, width, margin, kernel_t, z, bins_of, counts):  # type: ignore[no-untyped-def]
+    """Counts the directions `first` to `last`, whole groups: masses and smoothed masses to `counts` [2, C, K, bins].
+
+    Particles outside, directions inside: a block of particles is fetched once for all directions.
+    """
+    bins = counts.shape[3]
+    histogram = np.empty((last - first, bins * PHASES), np.int32)
+    buffer, mass, coarse = np.empty(PHASES), np.empty(bins), np.empty(bins)
+    cells = np.empty(_BLOCK, np.int32)
+    for c in range(offsets.size - 1):
+        begin, end = offsets[c], offsets[c + 1]
+        if begin == end:
+            continue
+        histogram[:] = 0
+        for s in range(begin, end, _BLOCK):
+            e = min(end, s + _BLOCK)
+            for j in range(first, last, 2):
+                _project(x, s, e, theta[j : j + 2], z[j : j + 2], s)
+                for g in range(j, j + 2):
+                    _count(z[g, s:e], low, PHASES / width, bins_of[g, s:e], cells, histogram[g - first])
+        for g in range(first, min(last, counts.shape[2])):
+            _smooth(histogram[g - first], margin, kernel_t, buffer, mass, coarse)
+            for b in range(bins):
+                counts[0, c, g, b] = np.int64(mass[b])
+                counts[1, c, g, b] = np.int64(coarse[b])
+
+
+@numba.njit(nogil=True, cache=True)
+def _displace_block(offsets, theta, first, last, z, bins_of, nodes, rise, total):  # type: ignore[no-untyped-def]
+    """Moves the particles `first` to `last` along all counted directions."""
+    for c in range(offsets.size - 1):
+        begin, end = max(first, offsets[c]), min(last, offsets[c + 1])
+        for s in range(begin, end, _BLOCK):
+            e = min(end, s + _BLOCK)
+            for j in range(0, theta.shape[0], _GROUP):
+                for g in range(j, min(j + _GROUP, nodes.shape[1])):
+                    _interpolate(z[g, s:e], bins_of[g, s:e], nodes[c, g], rise[c, g])
+                _accumulate(z[j : j + _GROUP], s, e, theta[j : j + _GROUP], total, s)
+
+
+@numba.njit(nogil=True, cache=True)
+def _map_histograms(counts, sizes, cdf, edges, width, nodes, rise, cost, unit):  # type: ignore[no-untyped-def]
+    for c in range(sizes.size):
+        if sizes[c]:
+            for g in range(counts.shape[2]):
+                squared = _nodes(
+                    counts[0, c, g],
+                    counts[1, c, g],
+                    sizes[c],
+                    cdf[c, g],
+                    edges,
+                    width,
+                    nodes[c, g],
+                    rise[c, g],
+                )
+                cost[c] += np.int64(np.rint(squared / unit))
+
+
+@numba.njit(nogil=True, cache=True)
 def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cdf, edges, total, cost, unit):  # type: ignore[no-untyped-def]
     """Adds the directions `first` to `last`; `x`, `directions` and `total` are padded; `unit` is that of `cost`."""
     bins = edges.size - 1
@@ -199,6 +268,185 @@ def _drift(x, offsets, directions, first, last, low, width, margin, kernel_t, cd
                 _accumulate(z, s, e, theta, total, begin + s)
 
 
+def map_histograms(
+    counts: NDArray[np.int64], sizes: NDArray[np.int64], slices: Slices
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What the particles' histograms along some directions say about where particles go.
+
+    Args:
+        counts: array of size [2, C, K, bins]: the particles in every bin, and their mass behind the kernel, of all
+            particles together.
+        sizes: array of size [C], how many particles that is.
+        slices: the targets along these directions.
+
+    Returns:
+        Displacements at the bins' ends, array of size [C, K, bins + 1] in DISPLACEMENT_UNIT; the sum over directions of
+        the squared sliced distance, array of size [C] in COST_UNIT.
+    """
+    _, classes, count, bins = counts.shape
+    nodes, rise = np.zeros((classes, count, bins + 1)), np.zeros((classes, count, bins))
+    cost = np.zeros(classes, dtype=np.int64)
+    grid = slices.grid
+    _map_histograms(
+        _read_only(counts), _read_only(sizes), _read_only(slices.cdf), _read_only(grid.edges), grid.width, nodes, rise,
+        cost, COST_UNIT,
+    )  # fmt: skip
+    return nodes, cost
+
+
+class NumbaBlock:
+    """A block of particles that stays where it is from step to step, and adds up its displacements.
+
+    Attributes:
+        offsets: array of size [C + 1]: class c owns the particles offsets[c] to offsets[c + 1] of the block.
+    """
+
+    def __init__(self, particles: NDArray[np.float64], offsets: NDArray[np.int64], threads: int = 1) -> None:
+        """Takes the particles.
+
+        Args:
+            particles: array of size [n, d] in the unit ball, on the lattice, sorted by class.
+            offsets: array of size [C + 1].
+            threads: threads to use; the result does not depend on it.
+        """
+        n, self._dim = particles.shape
+        self.offsets = _read_only(offsets)
+        self._threads = threads
+        self._x = np.zeros((self._dim + -self._dim % _LANES, n))
+        for s in range(0, n, ROWS):
+            self._x[: self._dim, s : s + ROWS] = particles[s : s + ROWS].T
+        self._rest()
+
+    def at_once(self) -> int:
+        """How many directions `count` may be asked for: their projections are kept, in bounded memory."""
+        fit = _HELD_BYTES // (max(1, self._x.shape[1]) * (self._z.itemsize + self._bins_of.itemsize))
+        return int(max(fit // _GROUP, self._threads)) * _GROUP
+
+    def count(self, slices: Slices) -> NDArray[np.int64]:
+        """Counts the block's projections along all directions of `slices`, whose targets are not looked at.
+
+        Returns:
+            Array of size [2, C, K, bins], to be added up over blocks; see `map_histograms`.
+        """
+        count, grid = len(slices.directions), slices.grid
+        padded = count + -count % _GROUP
+        if len(self._z) != padded:
+            # The rest of an incomplete group adds nothing: zeros stay finite whatever is added to them.
+            self._z = np.zeros((padded, self._x.shape[1]))
+            self._bins_of = np.zeros(self._z.shape, np.int16)
+        self._theta = np.zeros((padded, len(self._x)))
+        self._theta[:count, : self._dim] = slices.directions
+        counts = np.zeros((2, len(self.offsets) - 1, count, grid.bins), dtype=np.int64)
+        kernel_t = slices.kernel.T.astype(np.float64, order="C")
+
+        def work(first: int, last: int) -> None:
+            _count_block(
+                self._x, self.offsets, self._theta, first * _GROUP, last * _GROUP, grid.low, grid.width, grid.margin,
+                kernel_t, self._z, self._bins_of, counts,
+            )  # fmt: skip
+
+        self._divide(padded // _GROUP, work)
+        return counts
+
+    def displace(self, nodes: NDArray[np.float64]) -> None:
+        """Adds the displacements along the counted directions, `nodes` being those of `map_histograms`."""
+        rise = np.diff(nodes, axis=2)
+        nodes = _read_only(nodes)
+
+        def work(first: int, last: int) -> None:
+            _displace_block(
+                self.offsets, self._theta, first, last, self._z, self._bins_of, nodes, rise, self._total
+            )
+
+        self._divide(self._x.shape[1], work)
+
+    def drift(self, slices: Slices) -> NDArray[np.int64]:
+        """Adds the displacements along all directions of `slices`, for a block that holds its classes whole.
+
+        Returns:
+            The sum over directions of the squared sliced distance, array of size [C] in COST_UNIT.
+        """
+        if self._total.nbytes <= _SMALL_BYTES:
+            return self._add(slices)
+        sizes = np.diff(self.offsets)
+        step = min(self.at_once(), _CLOSE_GROUPS * _GROUP * self._threads)
+        cost = np.zeros(len(sizes), dtype=np.int64)
+        for first in range(0, len(slices.directions), step):
+            part = slices.select(slice(first, first + step))
+            nodes, more = map_histograms(self.count(part), sizes, part)
+            self.displace(nodes)
+            cost += more
+        return cost
+
+    def move(
+        self, step: Callable[[NDArray[np.float64], NDArray[np.int64], int], NDArray[np.float64]]
+    ) -> None:
+        """Takes the step that the added displacements are for, and forgets them.
+
+        Args:
+            step: gives the new positions [m, d] of m particles, from their positions, their displacements in
+                DRIFT_UNIT and the number of the first.
+        """
+        x = self._x[: self._dim]
+        for s in range(0, x.shape[1], ROWS):
+            rows = slice(s, s + ROWS)
+            before, total = np.ascontiguousarray(x[:, rows].T), np.ascontiguousarray(self._total[:, rows].T)
+            x[:, rows] = step(before, total, s).T
+        self._total[:] = 0
+
+    def positions(self) -> NDArray[np.float64]:
+        """The particles: array of size [n, d]. To be asked for between two steps."""
+        self._rest()
+        return np.ascontiguousarray(self._x[: self._dim].T)
+
+    def displacements(self) -> NDArray[np.int64]:
+        """What was added since the last step: array of size [n, d] in DRIFT_UNIT."""
+        return np.ascontiguousarray(self._total.T)
+
+    def _rest(self) -> None:
+        """Gives memory back until it is needed: zeros that nobody has written to take none."""
+        n = self._x.shape[1]
+        self._total = np.zeros((self._dim, n), dtype=np.int64)
+        self._z, self._bins_of = np.zeros((0, n)), np.zeros((0, n), np.int16)
+        self._theta = np.zeros((0, len(self._x)))
+
+    def _add(self, slices: Slices) -> NDArray[np.int64]:
+        """`drift` in one pass over groups of directions, each thread with sums of its own."""
+        grid, count = slices.grid, len(slices.directions)
+        directions = np.zeros((count, len(self._x)))
+        directions[:, : self._dim] = slices.directions
+        kernel_t = slices.kernel.T.astype(np.float64, order="C")
+        cdf, edges, ends = _read_only(slices.cdf), _read_only(grid.edges), self.offsets
+        costs: list[NDArray[np.int64]] = []
+        totals: list[NDArray[np.int64]] = []
+
+        def work(first: int, last: int) -> None:
+            total = self._total if first == 0 else np.zeros_like(self._total)
+            cost = np.zeros(len(ends) - 1, dtype=np.int64)
+            _drift(
+                self._x, ends, directions, first, last, grid.low, grid.width, grid.margin, kernel_t, cdf, edges, total,
+                cost, COST_UNIT,
+            )  # fmt: skip
+            costs.append(cost)
+            if first:
+                totals.append(total)
+
+        self._divide(count, work)
+        for total in totals:
+            self._total += total
+        return np.asarray(sum(costs, np.zeros(len(ends) - 1, dtype=np.int64)))
+
+    def _divide(self, whole: int, work: Callable[[int, int], None]) -> None:
+        """Gives each thread its part of `whole`."""
+        cuts = sorted({whole * i // self._threads for i in range(self._threads + 1)})
+        pool = _pool(self._threads - 1) if len(cuts) > 2 else None
+        others = [pool.submit(work, *cut) for cut in itertools.pairwise(cuts[1:])] if pool else []
+        if whole:
+            work(cuts[0], cuts[1])
+        for other in others:
+            other.result()
+
+
 def drift_numba(
     particles: NDArray[np.float64], offsets: NDArray[np.int64], slices: Slices, threads: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -208,38 +456,14 @@ def drift_numba(
         particles: array of size [n, d] in the unit ball, on the lattice, sorted by class.
         offsets: array of size [C + 1]: class c owns the particles offsets[c] to offsets[c + 1].
         slices: the targets.
-        threads: directions are divided among this many threads; the result does not depend on it.
+        threads: threads to use; the result does not depend on it.
 
     Returns:
         Array of size [n, d] in DRIFT_UNIT and array of size [C] in COST_UNIT; see `drift_reference`.
     """
-    n, dim = particles.shape
-    grid, count = slices.grid, len(slices.directions)
-    padding = -dim % _LANES
-    x = np.zeros((dim + padding, n))
-    x[:dim] = particles.T
-    directions = np.zeros((count, dim + padding))
-    directions[:, :dim] = slices.directions
-    kernel_t = slices.kernel.T.astype(np.float64, order="C")
-    cdf, edges, ends = _read_only(slices.cdf), _read_only(grid.edges), _read_only(offsets)
-
-    def work(first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        total = np.zeros((dim, n), dtype=np.int64)
-        cost = np.zeros(len(offsets) - 1, dtype=np.int64)
-        _drift(
-            x, ends, directions, first, last, grid.low, grid.width, grid.margin, kernel_t, cdf, edges, total, cost,
-            COST_UNIT,
-        )  # fmt: skip
-        return total, cost
-
-    cuts = [count * i // threads for i in range(threads + 1)]
-    others = [_pool(threads - 1).submit(work, cuts[i], cuts[i + 1]) for i in range(1, threads)]
-    total, cost = work(cuts[0], cuts[1])
-    for other in others:
-        other_total, other_cost = other.result()
-        total += other_total
-        cost += other_cost
-    return np.ascontiguousarray(total.T), cost
+    block = NumbaBlock(particles, offsets, threads)
+    cost = block.drift(slices)
+    return block.displacements(), cost
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,68 @@
+"""`dpsw data import | show`: the division of a data set, made before a run, and what everybody may know of it."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption
+from dpsw_ray.commands.show import show
+from dpsw_ray.config import load_config
+from dpsw_ray.errors import UserError
+
+__all__ = ["data"]
+
+ProcessesOption = Annotated[
+    int | None, typer.Option(min=1, help="processes that read at a time; default: one for each processor")
+]
+
+data = typer.Typer(
+    help="Divide a data set into public, private and test parts ahead of a run; show what is public of it.",
+    add_completion=False,
+)
+
+
+@data.command(name="import")
+def import_(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006 (typer reads it)
+    processes: ProcessesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the records of a config's `data` section once and store their division, in bounded memory.
+
+    A run does the same where it is not done yet, in one process. Row groups of a Parquet file, record batches of an
+    Arrow file and images are read by several processes; the division does not depend on their number.
+    """
+    from dpsw_ray.cluster.head_ledger import open_ledger
+    from dpsw_ray.plan import ledger_account
+    from dpsw_ray.private.ingest import ingest
+    from dpsw_ray.run import check_relation
+
+    run = load_config(config, set_)
+    ledger = open_ledger(run.ledger_path)
+    check_relation(run, ledger)  # before a record is read: the division would tell a protected N
+    ledger.check(ledger_account(run), run.privacy.relation)
+    info = ingest(run.data, run.home, run.privacy.relation, processes or os.cpu_count() or 1)
+    show({"data set": run.data.account, "relation": run.privacy.relation, **info.to_dict()}, as_json)
+
+
+@data.command(name="show")
+def show_(
+    config: ConfigArgument,
+    set_: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is public of a stored division: schema, classes, parts; never a private count under add_remove."""
+    from dpsw_ray.data import open_dataset
+
+    run = load_config(config, set_)
+    stored = open_dataset(run.data, run.home, run.privacy.relation)
+    if stored is None:
+        raise UserError(
+            f"Data set {run.data.account} is not divided yet under {run.home} (privacy.relation "
+            f"{run.privacy.relation}): `dpsw data import` does it, or the first run."
+        )
+    show({"data set": run.data.account, "relation": run.privacy.relation, **stored.info.to_dict()}, as_json)

@@ -1,0 +1,120 @@
+"""Importing in several processes, and the command line of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from test_data_sources import write_celeba
+
+from dpsw_ray.config import DataConfig
+from dpsw_ray.data import import_dataset
+from dpsw_ray.data.table import TableSource
+from dpsw_ray.errors import UserError
+from dpsw_ray.private.ingest import ingest
+
+Dpsw = Callable[..., tuple[int, str, str]]
+
+
+def table(path: Path, rows: int = 3_000, stretch: int = 170) -> Path:
+    """Numbers with gaps and repetitions, labels that first appear late, in many row groups or record batches."""
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(rows, 3))
+    numbers[rng.integers(0, rows, 50), rng.integers(0, 3, 50)] = np.nan
+    numbers[rows // 2 :][:100] = numbers[:100]
+    labels = [f"c{i}" if rng.random() < 0.9 else None for i in rng.integers(0, 1 + np.arange(rows) // 700)]
+    made = pa.table({name: numbers[:, i] for i, name in enumerate("abc")} | {"y": labels})
+    if path.suffix == ".parquet":
+        pq.write_table(made, path, row_group_size=stretch)
+    elif path.suffix == ".feather":
+        pyarrow.feather.write_feather(made, str(path), chunksize=stretch)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, made.schema) as writer:
+            writer.write_table(made, max_chunksize=stretch)
+    return path
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather", "arrow"])
+def test_the_division_of_a_table_does_not_depend_on_the_processes(suffix: str, tmp_path: Path) -> None:
+    path = table(tmp_path / f"t.{suffix}")
+    assert TableSource(path, "y", None).stretches("train") == (1 if suffix == "arrow" else 18)
+    cfg = DataConfig(source="table", path=path, label="y", name="t")
+    one, several = (
+        stored(import_dataset(cfg, tmp_path / f"{processes}", "replace_one", processes).folder)
+        for processes in (1, 2)
+    )
+    assert one == several
+    assert {"dataset.json", "public/records.arrow", "private/records.arrow", "test/digests.npy"} < set(one)
+
+
+def test_nor_does_that_of_images(tmp_path: Path) -> None:
+    from dpsw_ray.data.celeba import _BATCH, CelebaSource
+
+    count = 2 * _BATCH + 7
+    write_celeba(tmp_path / "celeba", n=count, partition=False)
+    source = CelebaSource(tmp_path / "celeba", None)
+    assert source.stretches("train") == 3
+    last = [values for values, _ in source.batches("train", range(2, 3))]
+    assert [len(values) for values in last] == [7]
+    cfg = DataConfig(source="celeba", path=tmp_path / "celeba", label="Male", name="faces")
+    one, several = (
+        stored(import_dataset(cfg, tmp_path / f"{processes}", "replace_one", processes).folder)
+        for processes in (1, 2)
+    )
+    assert one == several
+
+
+def test_a_mistake_in_another_process_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4_000] = bytes(4_000)
+    path.write_bytes(data)
+    cfg = DataConfig(source="table", path=path, label="y", name="t")
+    with pytest.raises(UserError, match="cannot be read as Parquet") as caught:
+        ingest(cfg, tmp_path / "home", "replace_one", 2)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    left = [path for path in (tmp_path / "home").rglob("*") if path.suffix != ".lock" and path.is_file()]
+    assert left == []
+
+
+def test_import_and_show(tmp_path: Path, dpsw: Dpsw, capfd: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "t.parquet")
+    config = tmp_path / "t.yaml"
+    config.write_text(
+        f"data: {{source: table, path: {path}, label: y}}\nencoder: {{kind: identity}}\n"
+        f"paths: {{home: {tmp_path / 'home'}, ledger: {tmp_path / 'ledger.sqlite'}}}\n"
+    )
+    code, _, error = dpsw("data", "show", config)
+    assert code == 2 and "Data set t is not divided yet" in error and "dpsw data import" in error
+    code, shown, error = dpsw("data", "import", config, "--processes", 2, "--json")
+    assert (code, error) == (0, "")
+    info = json.loads(shown)
+    assert info["classes"] == ["c0", "c1", "c2", "c3", "c4"]
+    assert info["public_count"] + info["test_count"] + info["private_count"] <= 3_000
+    assert dpsw("data", "show", config, "--json") == (0, shown, "")
+    assert dpsw("data", "import", config, "--json") == (0, shown, ""), "done once"
+    code, hidden, _ = dpsw("data", "import", config, "--set", "privacy.relation=add_remove", "--json")
+    assert code == 0 and "private_count" not in hidden
+
+
+def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> None:
+    config, book = tmp_path / "t.yaml", tmp_path / "ledger.sqlite"
+    config.write_text(
+        f"data: {{source: table, path: {table(tmp_path / 't.parquet')}, label: y}}\n"
+        f"encoder: {{kind: identity}}\npaths: {{home: {tmp_path / 'home'}, ledger: {book}}}\n"
+    )
+    fixed = ("--relation", "add_remove", "--unit", "record", "--delta", "1e-5", "--ledger", book)
+    assert dpsw("ledger", "register", "t", *fixed)[0] == 0
+    code, _, error = dpsw("data", "import", config)
+    assert code == 2 and "add_remove" in error
+    assert not (tmp_path / "home").exists()
