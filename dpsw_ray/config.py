@@ -262,8 +262,8 @@ class FlowConfig(Section):
     denoising: Real = Field(
         1.0,
         gt=0.0,
-        le=4.0,
-        description="residual variance that the fit of the noisy slices aims at, over the noise's",
+        le=100.0,
+        description="pull of noisy slices towards what all of them share, in multiples of the estimated best",
     )
     parallel: Literal["auto", "directions", "particles", "classes"] = Field(
         "auto",
