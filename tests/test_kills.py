@@ -1,0 +1,320 @@
+"""Actors, nodes and drivers killed at random moments of release and flow, on a real cluster of three nodes.
+
+Whatever was killed: the same particles as without, and never a second noise for one charge. `DPSW_KILLS=50` makes
+more kills than the few that every run of the tests makes, `DPSW_KILLS_SEED` others.
+
+The driver is this file as a script: the command line itself, with every noisy total noted that reached it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+KILLS = int(os.environ.get("DPSW_KILLS", "6"))
+SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
+VICTIMS = ("actor", "node", "driver")
+MOMENTS = ("Encoding private records", "Releasing", "Moving particles")
+OVERRIDES = (
+    "cluster.actors=2", "encoder.epochs=3", "evaluation.enabled=false", "tracking.enabled=false",
+    "flow.particles=3000", "flow.steps=150", "flow.patience=1000", "release.frames=24",
+)  # fmt: skip
+ROWS = ("method=dpswflow-r", "release.batch=100", "release.epochs=12", "release.frames=8")
+END_S = 240.0
+
+
+class Nodes:
+    """A head, which computes nothing, and two nodes with room for the whole run each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        quick = {
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 500,
+            "health_check_failure_threshold": 4,
+        }
+        options = {"include_dashboard": False, "object_store_memory": 100 << 20, "_system_config": quick}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
+        self.workers: list[Any] = []
+        self.add(2)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            self.workers.append(self.cluster.add_node(num_cpus=2, object_store_memory=100 << 20))
+
+    def lose(self, random_: random.Random) -> None:
+        """A node without grace; another one joins later."""
+        self.cluster.remove_node(self.workers.pop(random_.randrange(2)), allow_graceful=False)
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    made = Nodes()
+    yield made
+    made.close()
+
+
+def actors() -> list[int]:
+    """Process ids of the workers that descend from this process, in whose nodes they live."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+    found = []
+    for process, name in names.items():
+        ancestor = process
+        while ancestor in parents and ancestor != os.getpid():
+            ancestor = parents[ancestor]
+        if ancestor == os.getpid() and name.startswith(b"ray::Host"):
+            found.append(process)
+    return found
+
+
+class Driver:
+    """A run on the cluster, from a process of its own, and when it said what."""
+
+    def __init__(self, nodes: Nodes, folder: Path, *overrides: str) -> None:
+        sets = [f"--set={key}" for key in (*OVERRIDES, *overrides, f"cluster.address={nodes.address}")]
+        path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        command = [sys.executable, __file__, str(folder / "seen"), "flow", "digits"]
+        self.process = subprocess.Popen(
+            [*command, f"--output={folder / 'run'}", *sets],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        self.lines: list[tuple[float, str]] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.rstrip()))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in list(self.lines))
+
+    def said(self, start: str) -> float | None:
+        return next((when for when, line in list(self.lines) if line.startswith(start)), None)
+
+    def until(self, start: str) -> bool:
+        """Waits for a line; False where the run ends before."""
+        deadline = time.monotonic() + END_S
+        while self.said(start) is None:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                return self.said(start) is not None
+            time.sleep(0.002)
+        return True
+
+    def end(self) -> int:
+        code = self.process.wait(END_S)
+        self.reader.join(10)
+        return code
+
+
+def charges(folder: Path) -> list[Any]:
+    from dpsw_ray.privacy.ledger import Ledger
+
+    book = Ledger(folder / "ledger.sqlite")
+    book.verify()
+    return [entry for dataset in book.datasets() for entry in book.entries(dataset.name)]
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """What must hold at the end: every noise is paid for, and there is one for every charge."""
+    seen = [json.loads(line) for line in (folder / "seen").read_text().splitlines()]
+    paid = [entry.release_id for entry in charges(folder)]
+    if len(set(paid)) != len(paid):
+        yield "a release was charged twice"
+    noises: dict[tuple[str, int], set[str]] = {}
+    for note in seen:
+        noises.setdefault((note["release"], note["number"]), set()).add(note["digest"])
+        if note["release"] not in paid or not note["charged"]:
+            yield f"release {note['release']} was drawn unpaid"
+    for (release, number), digests in noises.items():
+        if len(digests) > 1:
+            yield f"{len(digests)} noises of message {number} for the one charge of {release}"
+
+
+def particles(folder: Path) -> np.ndarray:
+    from dpsw_ray.files import read_arrow
+
+    return np.asarray(
+        read_arrow(folder / "run" / "particles.arrow").column("latent").combine_chunks().flatten()
+    )
+
+
+def replayed(folder: Path) -> np.ndarray:
+    """The particles of a stored release, computed in this process by one worker."""
+    from dpsw_ray.cluster import LocalCluster
+    from dpsw_ray.config import load_config
+    from dpsw_ray.encoders import load_encoder
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.release import Release
+    from dpsw_ray.release.quantiles import denoise
+    from dpsw_ray.run import move_points
+
+    config = load_config(folder / "run" / "config.yaml")
+    rounds = denoise(Release.load(folder / "run" / "release"), config.flow.denoising)
+    encoder = load_encoder(folder / "run" / "encoder")
+    made = move_points(config, rounds, encoder, LocalCluster(1), None, config.seed, Progress(quiet=True))
+    return np.asarray(made.particles).ravel()
+
+
+class Attack:
+    """Runs under fire, one after the other, until the kills are used up."""
+
+    def __init__(self, nodes: Nodes, folder: Path, kills: int, seed: int) -> None:
+        self.nodes, self.folder, self.random = nodes, folder, random.Random(seed)
+        # Every victim as often as the others, in random order.
+        self.victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
+        self.random.shuffle(self.victims)
+        self.lengths: dict[str, float] = {}
+        self.made: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.runs = 0
+
+    def undisturbed(self, name: str, *overrides: str) -> np.ndarray:
+        folder = self._folder(name)
+        driver = Driver(self.nodes, folder, *self._own(folder), "privacy.noise_seed=3", *overrides)
+        assert driver.end() == 0, driver.text
+        marks = [driver.said(moment) for moment in (*MOMENTS, "Moving particles:")]
+        for moment, start, stop in zip(MOMENTS, marks, marks[1:], strict=False):
+            assert start is not None and stop is not None, driver.text
+            self.lengths[moment] = max(self.lengths.get(moment, 0.0), stop - start)
+        return particles(folder)
+
+    def run(self, reference: np.ndarray | None, *overrides: str) -> None:
+        """One run with some kills; without a reference its noise is secret."""
+        name, self.runs = f"run-{self.runs:03d}", self.runs + 1
+        folder = self._folder(name)
+        keys = [*self._own(folder), *overrides]
+        if reference is not None:
+            keys.append("privacy.noise_seed=3")
+        driver = Driver(self.nodes, folder, *keys)
+        log = []
+        for _ in range(self.random.randint(1, 4)):
+            moment = self.random.choice(MOMENTS)
+            if not self.victims or not driver.until(moment):
+                break
+            time.sleep(self.random.uniform(0.0, 1.2 * self.lengths[moment]))
+            victim = self.victims.pop()
+            if not self._kill(victim, driver):
+                self.victims.append(victim)
+                break
+            self.made[victim] += 1
+            log.append(f"{victim} after {moment!r}")
+            if victim == "driver":
+                driver.end()
+                driver = Driver(self.nodes, folder, *keys)
+        code = driver.end()
+        self.nodes.add(2 - len(self.nodes.workers))
+        found = [] if code == 0 else [f"the run ended with {code}"]
+        if not found:
+            own = particles(folder)
+            if not np.array_equal(own, replayed(folder) if reference is None else reference):
+                found.append("other particles")
+        found += problems(folder)
+        (self.folder / f"{name}.log").write_text(f"{log}\n{driver.text}\n")
+        if found:
+            self.problems.append(f"{name} ({', '.join(log)}): {'; '.join(found)}\n{driver.text}")
+
+    def _kill(self, victim: str, driver: Driver) -> bool:
+        if driver.process.poll() is not None:
+            return False
+        if victim == "driver":
+            driver.process.kill()
+        elif victim == "node":
+            self.nodes.add(2 - len(self.nodes.workers))
+            self.nodes.lose(self.random)
+        else:
+            living = actors()
+            if not living:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.random.choice(living), signal.SIGKILL)
+        return True
+
+    def _folder(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+    def _own(self, folder: Path) -> list[str]:
+        # The data set and its encoder are shared, the ledger is each run's own.
+        return [f"paths.home={self.folder / 'home'}", f"paths.ledger={folder / 'ledger.sqlite'}"]
+
+
+@pytest.mark.timeout(200 + 60 * KILLS)
+def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    attack = Attack(nodes, tmp_path, KILLS, SEED)
+    kinds: list[tuple[str, ...]] = [(), ROWS] if KILLS > 10 else [()]
+    references = [attack.undisturbed(f"undisturbed-{number}", *kind) for number, kind in enumerate(kinds)]
+    while attack.victims:
+        number = attack.runs % len(kinds)
+        secret = attack.runs // len(kinds) % 2 == 0
+        attack.run(None if secret else references[number], *kinds[number])
+    print(f"{dict(attack.made)} killed in {attack.runs} runs, phases {attack.lengths}")
+    assert not attack.problems, "\n\n".join(attack.problems)
+    assert sum(attack.made.values()) == KILLS
+
+
+def drive(seen: Path, arguments: list[str]) -> None:
+    """The command line, with a note of every noisy total as soon as it is known."""
+    from dpsw_ray.cli import main
+    from dpsw_ray.config import load_config
+    from dpsw_ray.privacy.ledger import Ledger
+    from dpsw_ray.private import protocol
+
+    total_of = protocol._noisy_total
+    sets = [argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set=")]
+    ledger = load_config(arguments[1], sets).ledger_path
+
+    def noting(shards: Any, plan: Any, number: int, noise_seed: int | None) -> np.ndarray:
+        total = total_of(shards, plan, number, noise_seed)
+        note = {
+            "release": plan.release_id,
+            "number": number,
+            "digest": hashlib.sha256(np.ascontiguousarray(total).tobytes()).hexdigest(),
+            "charged": Ledger(ledger).find_charge(plan.release_id) is not None,
+        }
+        with seen.open("a") as stream:
+            stream.write(json.dumps(note) + "\n")
+        return total
+
+    protocol._noisy_total = noting
+    sys.argv = ["dpsw", *arguments]
+    main()
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]), sys.argv[2:])
