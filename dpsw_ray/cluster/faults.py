@@ -90,7 +90,8 @@ class Pace:
         limit, notice = self._config.call_timeout_s, self._config.timeout_s
         if hidden:  # how long such calls take may tell how many records there are
             return Patience(limit)
-        if (record := self._records.get(method)) is not None:
+        record = self._records.get(method)
+        if record is not None and record.calls:
             limit = min(limit, notice + _LONGER * record.longest)
         return Patience(limit, notice)
 
@@ -108,8 +109,9 @@ class Pace:
         record = self._records.setdefault(method, _Record())
         record.calls += 1
         record.longest = max(record.longest, *seconds.values())
-        for rank, each in seconds.items():
-            record.seconds[rank] = record.seconds.get(rank, 0.0) + each
+        if record.calls > 1:  # the first one compiles
+            for rank, each in seconds.items():
+                record.seconds[rank] = record.seconds.get(rank, 0.0) + each
         if record.told or record.calls < _CALLS or len(record.seconds) < 2:
             return None
         slowest = max(record.seconds, key=record.seconds.__getitem__)
@@ -118,4 +120,8 @@ class Pace:
         if own < max(_WORK_S, _SLOWER * others):
             return None
         record.told = True
-        return slowest, own / record.calls, others / record.calls
+        return slowest, own / (record.calls - 1), others / (record.calls - 1)
+
+    def forget(self) -> None:
+        """Starts anew: a worker that was rebuilt has to warm up."""
+        self._records = {name: _Record(told=record.told) for name, record in self._records.items()}

@@ -349,6 +349,7 @@ class _RayGroup:
 
     def _rebuild_in_time(self) -> None:
         """Rebuilds, again where a worker dies meanwhile, while the cluster's patience lasts."""
+        self._pace.forget()
         deadline = time.monotonic() + self._cluster._config.timeout_s
         while True:
             try:
