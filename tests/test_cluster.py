@@ -225,9 +225,7 @@ def test_a_slow_worker_is_named_and_one_of_the_private_wing_never(
     with impatient(timeout_s=1.0) as cluster:
         group = spawn(cluster)
         assert group.call("nap", (3.0,)) == [3.0, 3.0]
-        assert re.fullmatch(
-            r"Worker 1 of 2 on [\d.]+: slow, nap takes more than 1 s .*", caplog.messages[0]
-        )
+        assert re.fullmatch(r"Worker 1 of 2 on [\d.]+: slow, nap takes more than 1 s .*", caplog.messages[0])
         caplog.clear()
         before = cluster.meter
         group.call("nap_in_private", (3.0,))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +30,18 @@ import pytest
 KILLS = int(os.environ.get("DPSW_KILLS", "6"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
 VICTIMS = ("actor", "node", "driver")
-MOMENTS = ("Encoding private records", "Releasing", "Moving particles")
+MOMENTS = {
+    "Encoding private records": "Releasing",
+    "call encode": "done encode",
+    "Releasing": "Moving particles",
+    "call prepare": "done prepare",
+    "call contribute": "done contribute",
+    "Moving particles": "Moving particles:",
+}
+"""What a driver says when something begins and when it has ended; calls into the private wing are added by `drive`."""
 OVERRIDES = (
     "cluster.actors=2", "encoder.epochs=3", "evaluation.enabled=false", "tracking.enabled=false",
-    "flow.particles=3000", "flow.steps=150", "flow.patience=1000", "release.frames=24",
+    "flow.particles=3000", "flow.steps=120", "flow.patience=1000", "release.frames=80",
 )  # fmt: skip
 ROWS = ("method=dpswflow-r", "release.batch=100", "release.epochs=12", "release.frames=8")
 END_S = 240.0
@@ -121,16 +130,17 @@ class Driver:
     def text(self) -> str:
         return "\n".join(line for _, line in list(self.lines))
 
-    def said(self, start: str) -> float | None:
-        return next((when for when, line in list(self.lines) if line.startswith(start)), None)
+    def said(self, start: str) -> list[float]:
+        """When a line that starts so was said."""
+        return [when for when, line in list(self.lines) if line.startswith(start)]
 
-    def until(self, start: str) -> bool:
-        """Waits for a line; False where the run ends before."""
+    def until(self, start: str, count: int) -> bool:
+        """Waits for a line to be said so many times; False where the run ends before."""
         deadline = time.monotonic() + END_S
-        while self.said(start) is None:
+        while len(self.said(start)) < count:
             if self.process.poll() is not None or time.monotonic() > deadline:
-                return self.said(start) is not None
-            time.sleep(0.002)
+                return len(self.said(start)) >= count
+            time.sleep(0.001)
         return True
 
     def end(self) -> int:
@@ -197,7 +207,9 @@ class Attack:
         self.victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
         self.random.shuffle(self.victims)
         self.lengths: dict[str, float] = {}
+        self.times: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
+        self.when: Counter[str] = Counter()
         self.problems: list[str] = []
         self.runs = 0
 
@@ -205,24 +217,27 @@ class Attack:
         folder = self._folder(name)
         driver = Driver(self.nodes, folder, *self._own(folder), "privacy.noise_seed=3", *overrides)
         assert driver.end() == 0, driver.text
-        marks = [driver.said(moment) for moment in (*MOMENTS, "Moving particles:")]
-        for moment, start, stop in zip(MOMENTS, marks, marks[1:], strict=False):
-            assert start is not None and stop is not None, driver.text
-            self.lengths[moment] = max(self.lengths.get(moment, 0.0), stop - start)
+        for begin, end in MOMENTS.items():
+            pairs = zip(driver.said(begin), driver.said(end), strict=False)
+            length = max((stop - start for start, stop in pairs), default=0.1)  # a seed needs no preparation
+            self.lengths[begin] = max(self.lengths.get(begin, 0.0), round(length, 3))
+            self.times[begin] = max(self.times[begin], len(driver.said(begin)), 1)
         return particles(folder)
 
     def run(self, reference: np.ndarray | None, *overrides: str) -> None:
         """One run with some kills; without a reference its noise is secret."""
         name, self.runs = f"run-{self.runs:03d}", self.runs + 1
         folder = self._folder(name)
+        for latents in self.folder.glob("home/**/private/latents"):
+            shutil.rmtree(latents)  # encoded anew in every run
         keys = [*self._own(folder), *overrides]
         if reference is not None:
             keys.append("privacy.noise_seed=3")
         driver = Driver(self.nodes, folder, *keys)
         log = []
-        for _ in range(self.random.randint(1, 4)):
-            moment = self.random.choice(MOMENTS)
-            if not self.victims or not driver.until(moment):
+        moments = [moment for moment in MOMENTS if reference is None or moment != "call prepare"]
+        for moment in sorted(self.random.choices(moments, k=self.random.randint(2, 4)), key=moments.index):
+            if not self.victims or not driver.until(moment, self.random.randint(1, self.times[moment])):
                 break
             time.sleep(self.random.uniform(0.0, 1.2 * self.lengths[moment]))
             victim = self.victims.pop()
@@ -231,6 +246,7 @@ class Attack:
                 break
             self.made[victim] += 1
             log.append(f"{victim} after {moment!r}")
+            self.when[moment] += 1
             if victim == "driver":
                 driver.end()
                 driver = Driver(self.nodes, folder, *keys)
@@ -283,18 +299,32 @@ def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
         number = attack.runs % len(kinds)
         secret = attack.runs // len(kinds) % 2 == 0
         attack.run(None if secret else references[number], *kinds[number])
-    print(f"{dict(attack.made)} killed in {attack.runs} runs, phases {attack.lengths}")
+    print(
+        f"\n{dict(attack.made)} killed in {attack.runs} runs, after {dict(attack.when)}, seconds {attack.lengths}"
+    )
     assert not attack.problems, "\n\n".join(attack.problems)
     assert sum(attack.made.values()) == KILLS
 
 
 def drive(seen: Path, arguments: list[str]) -> None:
-    """The command line, with a note of every noisy total as soon as it is known."""
+    """The command line, with a note of every noisy total as soon as it is known, and of calls into the private wing."""
     from dpsw_ray.cli import main
+    from dpsw_ray.cluster import ray_cluster
     from dpsw_ray.config import load_config
     from dpsw_ray.privacy.ledger import Ledger
     from dpsw_ray.private import protocol
 
+    call = ray_cluster._RayGroup.call
+
+    def telling(self: Any, method: str, args: Any = (), *, retry: bool = False) -> list[Any]:
+        if f"call {method}" not in MOMENTS:
+            return call(self, method, args, retry=retry)
+        print(f"call {method}", flush=True)
+        results = call(self, method, args, retry=retry)
+        print(f"done {method}", flush=True)
+        return results
+
+    ray_cluster._RayGroup.call = telling  # type: ignore[method-assign]
     total_of = protocol._noisy_total
     sets = [argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set=")]
     ledger = load_config(arguments[1], sets).ledger_path

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
+from ray.util.metrics import Gauge
 from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -85,7 +86,7 @@ class RayCluster:
         """See `Cluster.show`: gauges `dpsw_<name>` of Ray's metrics, which its dashboard and Prometheus read."""
         for name, value in figures.items():
             if name not in self._gauges:
-                self._gauges[name] = ray.util.metrics.Gauge(f"dpsw_{name}")
+                self._gauges[name] = Gauge(f"dpsw_{name}")
             self._gauges[name].set(value)
 
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
