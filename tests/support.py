@@ -88,7 +88,7 @@ class RecordingCluster:
         return self._cluster.meter
 
     def show(self, figures: Mapping[str, float]) -> None:
-        self.log.append(("show", figures))
+        self.log.append(("show", ((figures,), None)))
         self._cluster.show(figures)
 
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:

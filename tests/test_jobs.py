@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -44,17 +45,21 @@ class Head:
         return JobSubmissionClient(self.address)
 
     def submit(self, *words: object, **env: object) -> str:
-        """Submits a command line; returns the job's id."""
+        """Submits a command line as `ray job submit` does; returns the job's id."""
         variables = {name: str(value) for name, value in {"OMP_NUM_THREADS": 1, **env}.items()}
+        return str(
+            self.client().submit_job(
+                entrypoint=shlex.join(["python", "-m", *map(str, words)]),
+                runtime_env={"working_dir": str(ROOT), "env_vars": variables},
+            )
+        )
+
+    def submit_from_shell(self, *words: object) -> str:
         command = ["ray", "job", "submit", "--address", self.address, "--no-wait", "--working-dir", str(ROOT)]
-        name = f"job-{time.monotonic_ns()}"
-        command += ["--submission-id", name, "--runtime-env-json", json.dumps({"env_vars": variables}), "--"]
-        done = subprocess.run(
-            [*command, "python", "-m", *map(str, words)],
-            env=self.env, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        command += ["--submission-id", f"job-{time.monotonic_ns()}", "--", "python", "-m", *map(str, words)]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        return name
+        return command[command.index("--submission-id") + 1]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def test_every_entry_point_as_a_job(head: Head, tmp_path: Path) -> None:
     ]
     # Where outputs go is said in each of the three ways.
     jobs = {
-        root / "flow": head.submit(
+        root / "flow": head.submit_from_shell(
             "dpsw_ray", "flow", "configs/digits.yaml", f"--output={root / 'flow'}", *sets(*tracked)
         ),
         root / "compare": head.submit(
@@ -186,12 +191,8 @@ def test_a_stopped_job_goes_on_from_where_it_was(head: Head, tmp_path: Path) -> 
 
 def test_sigterm_ends_a_command_like_ctrl_c(tmp_path: Path) -> None:
     own = [f"paths.home={tmp_path / 'home'}", f"paths.ledger={tmp_path / 'ledger.sqlite'}", *SMALL, *ONE]
-    words = [
-        "flow",
-        "digits",
-        f"--output={tmp_path / 'run'}",
-        *sets(*own, "flow.steps=100000", "flow.patience=100000"),
-    ]
+    endless = ("cluster.executor=local", "flow.steps=100000", "flow.patience=100000")
+    words = ["flow", "digits", f"--output={tmp_path / 'run'}", *sets(*own, *endless)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dpsw_ray", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         # As of a shell's background job: interrupts are ignored, SIGTERM is not.

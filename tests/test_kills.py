@@ -306,6 +306,66 @@ def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
     assert sum(attack.made.values()) == KILLS
 
 
+class Place:
+    """What a worker holds in the test below."""
+
+    def node(self) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def stay(address: str) -> None:
+    """Says on which nodes two workers are, at the start and for every line that comes in."""
+    from test_kills import Place as Imported
+
+    from dpsw_ray.cluster import WorkerDied, open_cluster
+    from dpsw_ray.config import ClusterConfig
+
+    with open_cluster(ClusterConfig(actors=2, address=address, timeout_s=30.0)) as cluster:
+        group = cluster.spawn(Imported, [{}, {}])
+        print(*group.call("node"), flush=True)
+        for line in sys.stdin:
+            cluster._config = cluster._config.model_copy(update={"timeout_s": float(line)})  # type: ignore[attr-defined]
+            try:
+                print(*group.call("node", retry=True), flush=True)
+            except WorkerDied as death:
+                print(death, flush=True)
+
+
+def test_a_lost_node_s_workers_go_where_there_is_room(nodes: Nodes) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, __file__, "stay", nodes.address],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+
+    def after_losing(node: str, patience: float) -> str:
+        found = next(worker for worker in nodes.workers if worker.node_id == node)
+        nodes.workers.remove(found)
+        nodes.cluster.remove_node(found, allow_graceful=False)
+        assert process.stdin is not None and process.stdout is not None
+        said, deadline = node, time.monotonic() + 60
+        while node in said:  # its workers outlive it by a moment, and answer
+            assert time.monotonic() < deadline
+            process.stdin.write(f"{patience}\n")
+            process.stdin.flush()
+            said = process.stdout.readline().strip()
+        return said
+
+    before = process.stdout.readline().split()
+    assert set(before) <= {worker.node_id for worker in nodes.workers}
+    after = after_losing(before[0], 60.0).split()
+    assert after == [nodes.workers[0].node_id] * 2
+    nowhere = after_losing(after[0], 3.0)
+    assert "the cluster had no room for it within cluster.timeout_s; start the run again" in nowhere
+    _, lines = process.communicate(timeout=60)
+    assert "Worker 0 of 2 died during node: its machine left the cluster. A new one on" in lines
+    nodes.add(2)
+
+
 def drive(seen: Path, arguments: list[str]) -> None:
     """The command line, with a note of every noisy total as soon as it is known, and of calls into the private wing."""
     from dpsw_ray.cli import main
@@ -347,4 +407,7 @@ def drive(seen: Path, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "stay":
+        stay(sys.argv[2])
+    else:
+        drive(Path(sys.argv[1]), sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Whole runs: the same bits whoever computes, honest figures in every output, a job on a running cluster."""
+"""Whole runs: the same bits whoever computes, honest figures in every output."""
 
 from __future__ import annotations
 
@@ -91,6 +91,22 @@ def test_privacy_report_and_mlflow_say_the_same_epsilon(finished: RunResult) -> 
     figures = json.loads((finished.folder / "metrics.json").read_text())["metrics"]
     tracked_values = sorted(round(value, 6) for value in tracked.data.metrics.values())
     assert all(round(entry["value"], 6) in tracked_values for entry in figures.values())
+
+
+def test_files_report_and_mlflow_say_where_the_time_went(finished: RunResult) -> None:
+    import mlflow
+
+    seconds = json.loads((finished.folder / "metrics.json").read_text())["seconds"]
+    phases = {"encoder", "private latents", "release", "flow: kernels", "flow: communication", "flow: driver"}
+    assert phases <= set(seconds) and seconds["flow: kernels"] > 0
+    report = (finished.folder / "report.html").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dpsw_ray")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    for phase, spent in seconds.items():
+        assert f">{phase}<" in report
+        assert tracked.data.metrics[f"seconds/{phase}"] == spent
 
 
 def test_figures_from_private_records_stay_in_research(finished: RunResult) -> None:
