@@ -1,7 +1,8 @@
 """Actors, nodes and drivers killed at random moments of release and flow, on a real cluster of three nodes.
 
 Whatever was killed: the same particles as without, and never a second noise for one charge. `DPSW_KILLS=50` makes
-more kills than the few that every run of the tests makes, `DPSW_KILLS_SEED` others.
+more kills than the few that every run of the tests makes, `DPSW_KILLS_SEED` others. `DPSW_FASHION_HOME` names a home for
+a run of Fashion-MNIST on the same cluster.
 
 The driver is this file as a script: the command line itself, with every noisy total noted that reached it.
 """
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-KILLS = int(os.environ.get("DPSW_KILLS", "6"))
+KILLS = int(os.environ.get("DPSW_KILLS", "5"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
 VICTIMS = ("actor", "node", "driver")
 MOMENTS = {
@@ -45,6 +46,7 @@ OVERRIDES = (
 )  # fmt: skip
 ROWS = ("method=dpswflow-r", "release.batch=100", "release.epochs=12", "release.frames=8")
 END_S = 240.0
+FASHION = os.environ.get("DPSW_FASHION_HOME")
 
 
 class Nodes:
@@ -106,10 +108,11 @@ def actors() -> list[int]:
 class Driver:
     """A run on the cluster, from a process of its own, and when it said what."""
 
-    def __init__(self, nodes: Nodes, folder: Path, *overrides: str) -> None:
-        sets = [f"--set={key}" for key in (*OVERRIDES, *overrides, f"cluster.address={nodes.address}")]
+    def __init__(self, nodes: Nodes, folder: Path, *overrides: str, config: str = "digits") -> None:
+        small = OVERRIDES if config == "digits" else ()
+        sets = [f"--set={key}" for key in (*small, *overrides, f"cluster.address={nodes.address}")]
         path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-        command = [sys.executable, __file__, str(folder / "seen"), "flow", "digits"]
+        command = [sys.executable, __file__, str(folder / "seen"), "flow", config]
         self.process = subprocess.Popen(
             [*command, f"--output={folder / 'run'}", *sets],
             stdout=subprocess.PIPE,
@@ -143,8 +146,8 @@ class Driver:
             time.sleep(0.001)
         return True
 
-    def end(self) -> int:
-        code = self.process.wait(END_S)
+    def end(self, limit: float = END_S) -> int:
+        code = self.process.wait(limit)
         self.reader.join(10)
         return code
 
@@ -304,6 +307,18 @@ def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
     )
     assert not attack.problems, "\n\n".join(attack.problems)
     assert sum(attack.made.values()) == KILLS
+
+
+@pytest.mark.skipif(FASHION is None, reason="DPSW_FASHION_HOME names no home for data, encoder and latents")
+def test_three_nodes_run_fashion_mnist_from_end_to_end(nodes: Nodes, tmp_path: Path) -> None:
+    """`configs/fashion_mnist.yaml` as it is, but for its place, its noise, and workers on both nodes."""
+    own = (f"paths.home={FASHION}", f"paths.ledger={tmp_path / 'ledger.sqlite'}", "privacy.noise_seed=3")
+    driver = Driver(nodes, tmp_path, *own, "cluster.actors=4", config="fashion_mnist")
+    assert driver.end(3000) == 0, driver.text
+    print(f"\n{driver.text}\n{json.loads((tmp_path / 'run' / 'metrics.json').read_text())['seconds']}")
+    assert not list(problems(tmp_path))
+    assert (tmp_path / "run" / "report.html").exists()
+    assert np.array_equal(particles(tmp_path), replayed(tmp_path))
 
 
 class Place:

@@ -68,8 +68,9 @@ class RayCluster:
             self._hosts = [None] * config.actors
             deadline = time.monotonic() + config.timeout_s
             self._lost = self._start(range(config.actors))
-            while self._lost and time.monotonic() < deadline:
-                self._lost = self._start(sorted(self._lost))
+            for _ in range(_MOST_DEATHS):
+                if self._lost and time.monotonic() < deadline:
+                    self._lost = self._start(sorted(self._lost))
             if self._lost:
                 death = self._lost[min(self._lost)]
                 raise UserError(self._shortage() if death.why == _NO_ROOM else str(death))
@@ -352,11 +353,11 @@ class _RayGroup:
         """Rebuilds, again where a worker dies meanwhile, while the cluster's patience lasts."""
         self._pace.forget()
         deadline = time.monotonic() + self._cluster._config.timeout_s
-        while True:
+        for attempt in itertools.count():
             try:
                 return self.rebuild()
             except WorkerDied:
-                if time.monotonic() > deadline:
+                if attempt == _MOST_DEATHS or time.monotonic() > deadline:
                     raise
 
     def _advance(
