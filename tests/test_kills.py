@@ -1,8 +1,8 @@
 """Actors, nodes and drivers killed at random moments of release and flow, on a real cluster of three nodes.
 
 Whatever was killed: the same particles as without, and never a second noise for one charge. `DPSW_KILLS=50` makes
-more kills than the few that every run of the tests makes, `DPSW_KILLS_SEED` others. `DPSW_FASHION_HOME` names a home for
-a run of Fashion-MNIST on the same cluster.
+more kills than the few that every run of the tests makes, `DPSW_KILLS_SEED` others. `DPSW_FASHION_HOME` names a home
+for a run of Fashion-MNIST on the same cluster.
 
 The driver is this file as a script: the command line itself, with every noisy total noted that reached it.
 """
