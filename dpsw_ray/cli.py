@@ -15,10 +15,12 @@ from dpsw_ray.commands.data import data
 from dpsw_ray.commands.ledger import ledger
 from dpsw_ray.commands.runs import flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
+from dpsw_ray.interrupts import exit_code, heed_sigterm
 
 __all__ = ["guarded", "main"]
 
 _INTERRUPTED = 130
+"""What Typer returns after Ctrl-C."""
 
 app = typer.Typer(
     help="Synthetic data with a privacy guarantee that holds.",
@@ -42,7 +44,11 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Runs a command line's Typer app; a mistake ends with one sentence and exit code 2, an interrupt with 130."""
+    """Runs a command line's Typer app.
+
+    A mistake ends with one sentence and exit code 2, Ctrl-C with 130, SIGTERM (`ray job stop`) with 143.
+    """
+    heed_sigterm()
     try:
         interrupted = command() == _INTERRUPTED
     except UserError as error:
@@ -55,7 +61,7 @@ def guarded(command: Callable[[], Any]) -> None:
         interrupted = True
     if interrupted:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(exit_code())
 
 
 def _usage(error: Any) -> str:

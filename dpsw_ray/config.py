@@ -326,6 +326,9 @@ class ClusterConfig(Section):
     )
     address: str | None = Field(None, description="a running cluster; default: RAY_ADDRESS, else a local one")
     timeout_s: Real = Field(60.0, gt=0.0, description="longest wait for the cluster's resources")
+    call_timeout_s: Real = Field(
+        3600.0, gt=0.0, description="longest wait for an answer of a worker; then it counts as lost"
+    )
 
 
 class TrackingConfig(Section):

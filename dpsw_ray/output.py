@@ -20,7 +20,7 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_text
 from dpsw_ray.privacy.ledger import Ledger
 
-__all__ = ["RunFolder", "resolve_output"]
+__all__ = ["RunFolder", "lasting", "resolve_output"]
 
 _MAY_DIFFER = ("cluster", "tracking")
 """Sections that change who works and who watches, not what comes out: a run may be resumed with others."""
@@ -46,15 +46,39 @@ def resolve_output(config: RunConfig, output: Path | None) -> Path:
 
     In a submitted job the current folder is a copy that vanishes with the job. Relative paths are then taken
     from `DPSW_OUTPUT_ROOT`, or from the home of data sets and caches.
+
+    Raises:
+        UserError: in a submitted job, something that must outlive it is in its copy.
     """
-    path = Path(output) if output is not None else Path("runs") / config.name
+    path = lasting(Path(output) if output is not None else Path("runs") / config.name, config.home)
+    if _in_job():
+        store = (config.tracking.uri or "").removeprefix("sqlite:///").removeprefix("file:")
+        for key, place in (
+            ("paths.home", config.home),
+            ("paths.ledger", config.ledger_path),
+            ("tracking.uri", Path("/" if "://" in store or not store else store).absolute()),
+            ("--output", path),
+        ):
+            if place.is_relative_to(Path.cwd()):
+                raise UserError(
+                    f"{key} is a relative path, and this job's folder is a copy that is deleted with it: give an "
+                    f"absolute one, found {place.relative_to(Path.cwd())}."
+                )
+    return path
+
+
+def lasting(path: Path, home: Path | None = None) -> Path:
+    """An absolute path to write to; in a submitted job a relative one is taken from where things last."""
     path = path.expanduser()
-    if path.is_absolute():
-        return path
     root = os.environ.get("DPSW_OUTPUT_ROOT")
-    if root is None and "runtime_resources" in Path.cwd().parts:
-        root = str(config.home)
-    return (Path(root).expanduser() if root else Path.cwd()).absolute() / path
+    if root is None and _in_job():
+        root = str(home or RunConfig().home)
+    return path if path.is_absolute() else (Path(root).expanduser() if root else Path.cwd()).absolute() / path
+
+
+def _in_job() -> bool:
+    """Whether the current folder is the copy that a submitted job works in."""
+    return "runtime_resources" in Path.cwd().parts
 
 
 class RunFolder:

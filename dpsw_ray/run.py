@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,11 @@ from dpsw_ray.publish import Results, publish, release_manifest
 from dpsw_ray.release import Release
 from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.samples import write_samples
+from dpsw_ray.timings import Timings
 from dpsw_ray.tracking import open_tracker
 
 __all__ = [
     "RunResult",
-    "Timings",
     "check_delta",
     "check_relation",
     "decode",
@@ -69,21 +68,6 @@ class RunResult:
     mlflow_command: str
 
 
-@dataclass
-class Timings:
-    """Seconds by phase. Phases that touch private records are left out where their length would tell N."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, *, tells_count: bool = False) -> Iterator[None]:
-        """Counts what runs inside, unless its length would tell N."""
-        start = time.perf_counter()
-        yield
-        if not tells_count:
-            self.seconds[name] = round(time.perf_counter() - start, 3)
-
-
 def run(config: RunConfig, output: Path | None = None, progress: Progress | None = None) -> RunResult:
     """Makes one run, or goes on with the same run in the same folder; see the README for its outputs.
 
@@ -106,6 +90,8 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         open_tracker(config.tracking, path.parent, config.name) as tracker,
     ):
         tracker.params(config.model_dump(mode="json"))
+        if folder.resumed:
+            progress.say(f"Going on with the run in {path}: what is stored there is used again")
         with timings.phase("data", tells_count=hidden):
             data = divided_data(config, cluster, progress)
             check_delta(config, data)
@@ -121,7 +107,7 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
             rounds = denoise(release, config.flow.denoising)
-        with timings.phase("flow"):
+        with timings.phase("flow", on=cluster):
             flow = move_points(
                 config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress
             )
@@ -319,6 +305,11 @@ def move_points(
     if config.method == "dpswgen":
         return _generated(config, rounds, encoder, checkpoints, seed, progress)
     with progress.task("Moving particles", flow_steps(config.flow, len(rounds))) as task:
+
+        def step(distance: float) -> None:
+            task.advance(1, f"sliced W2 to the release {distance:.4f}")
+            cluster.show({"flow_step": task.done, "flow_sliced_w2": distance})
+
         return solve(
             rounds,
             config.flow,
@@ -328,7 +319,7 @@ def move_points(
             threads=threads_per_actor(config),
             gpu=config.cluster.gpus_per_actor > 0 and config.flow.kernel != "numba",
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
-            on_step=lambda distance: task.advance(1, f"sliced W2 to the release {distance:.4f}"),
+            on_step=step,
             watch=watch,
             say=progress.say if config.cluster.executor == "ray" else lambda sentence: None,
         )

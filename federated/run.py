@@ -21,13 +21,13 @@ from dpsw_ray.publish import Results, publish
 from dpsw_ray.release.quantiles import denoise
 from dpsw_ray.run import (
     RunResult,
-    Timings,
     decode,
     measure,
     move_points,
     threads_per_actor,
     train_encoder,
 )
+from dpsw_ray.timings import Timings
 from dpsw_ray.tracking import Tracker, open_tracker
 from federated.config import FederatedConfig
 from federated.data import population_data
@@ -64,6 +64,8 @@ def run_federated(
         p = config.privacy
         ledger.check(ledger_account(config), p.relation, unit=p.unit, delta=p.delta)
         tracker.params(config.model_dump(mode="json"))
+        if folder.resumed:
+            progress.say(f"Going on with the run in {path}: what is stored there is used again")
         with timings.phase("data", tells_count=True):
             data, users = population_data(config, cluster, progress)
             _check_delta(config, users)
@@ -80,7 +82,7 @@ def run_federated(
             release.save(folder / "release")
         with timings.phase("denoise"):
             targets = [target for one in rounds.releases for target in denoise(one, config.flow.denoising)]
-        with timings.phase("flow"):
+        with timings.phase("flow", on=cluster):
             flow = move_points(
                 config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress
             )

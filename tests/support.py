@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpsw_ray import cli
 from dpsw_ray.cluster import Cluster, WorkerGroup
+from dpsw_ray.cluster.groups import Meter
 from dpsw_ray.config import RunConfig, load_config
 
 SMALL = (
@@ -81,6 +82,14 @@ class RecordingCluster:
     @property
     def size(self) -> int:
         return self._cluster.size
+
+    @property
+    def meter(self) -> Meter:
+        return self._cluster.meter
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        self.log.append(("show", ((figures,), None)))
+        self._cluster.show(figures)
 
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
         self.log.append((factory.__name__, kwargs_per_rank))

@@ -141,7 +141,7 @@ def test_add_remove_hides_the_number_of_records(tmp_path: Path, monkeypatch: pyt
     assert not any(value == count for value in _numbers(returned))
     metrics = (tmp_path / "run" / "metrics.json").read_text()
     assert '"release"' not in metrics.split('"seconds"')[1]
-    assert '"private latents"' not in metrics
+    assert '"private latents"' not in metrics and '"flow: kernels"' in metrics
 
 
 def test_research_tells_no_number_of_records_that_is_protected(tmp_path: Path) -> None:

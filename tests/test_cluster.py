@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 
 from dpsw_ray.cluster import Cluster, WorkerDied, WorkerGroup, open_cluster
+from dpsw_ray.cluster.faults import Pace, Patience
 from dpsw_ray.config import ClusterConfig
 from dpsw_ray.errors import PrivateSideError, UserError
+from dpsw_ray.private.sealing import sealed
 
 
 class Part:
@@ -54,6 +58,18 @@ class Part:
 
     def die(self) -> None:
         os._exit(1)
+
+    def nap(self, seconds: float) -> float:
+        """Rank 1 alone; where there is a flag, once."""
+        if self.rank == 1 and not (self.flag and self.flag.exists()):
+            if self.flag:
+                self.flag.touch()
+            time.sleep(seconds)
+        return seconds
+
+    @sealed("napping")
+    def nap_in_private(self, seconds: float) -> None:
+        time.sleep(seconds * self.rank)
 
     def die_once(self, values: np.ndarray) -> float:
         assert self.flag is not None
@@ -181,6 +197,62 @@ def test_repeating_ends_at_the_deadline(ray_session: None) -> None:
         spawn(cluster, size=1).call("die", retry=True)
 
 
+@contextlib.contextmanager
+def impatient(**values: float) -> Iterator[Cluster]:
+    """A cluster that started in peace and is in a hurry from then on."""
+    with open_cluster(config()) as opened:
+        opened._config = opened._config.model_copy(update=values)  # type: ignore[attr-defined]
+        yield opened
+
+
+def test_a_worker_that_never_answers_is_given_up(
+    ray_session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with impatient(call_timeout_s=2.0) as cluster:
+        group = spawn(cluster)
+        with pytest.raises(WorkerDied, match=r"Worker 1 of 2 died during nap: no answer for 2 s") as caught:
+            group.call("nap", (1000.0,))
+        assert "cluster.call_timeout_s is 2" in str(caught.value)
+        assert spawn(cluster, tmp_path / "slept").call("nap", (1000.0,), retry=True) == [1000.0, 1000.0]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and all("died during nap: no answer" in line for line in lines)
+    assert all(re.search(r"A new one on [\d.]+ takes its place\.$", line) for line in lines)
+
+
+def test_a_slow_worker_is_named_and_one_of_the_private_wing_never(
+    ray_session: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with impatient(timeout_s=1.0) as cluster:
+        group = spawn(cluster)
+        assert group.call("nap", (3.0,)) == [3.0, 3.0]
+        assert re.fullmatch(r"Worker 1 of 2 on [\d.]+: slow, nap takes more than 1 s .*", caplog.messages[0])
+        caplog.clear()
+        before = cluster.meter
+        group.call("nap_in_private", (3.0,))
+        assert cluster.meter == before and not caplog.messages
+
+
+def test_how_long_to_wait_follows_from_what_calls_took() -> None:
+    pace = Pace(config(timeout_s=5.0, call_timeout_s=1000.0))
+    assert pace.patience("drift", hidden=False) == Patience(1000.0, 5.0)
+    assert pace.note("drift", {0: 0.1, 1: 9.0}) is None  # compiles
+    assert pace.patience("drift", hidden=False) == Patience(185.0, 5.0)
+    assert pace.patience("contribute", hidden=True) == Patience(1000.0)
+    told = [pace.note("drift", {0: 1.0, 1: 4.0, 2: 1.5}) for _ in range(12)]
+    assert [found for found in told if found] == [(1, 4.0, 1.25)]
+    pace.forget()
+    assert pace.patience("drift", hidden=False) == Patience(1000.0, 5.0)
+    even = [pace.note("map", {0: 2.0, 1: 3.0}) for _ in range(20)]
+    assert not any(even)
+
+
+def test_the_meter_tells_work_from_waiting(cluster: Cluster) -> None:
+    group, before = spawn(cluster), cluster.meter
+    group.call("nap", (0.3,))
+    spent = cluster.meter - before
+    assert 0.3 <= spent.worked <= spent.waited
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -261,3 +333,38 @@ def test_a_ray_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
     assert lines[3:5] == ["8 True", "False False False"]
     assert "cluster.gpus_per_actor" in lines[5]
     assert done.stderr == ""
+
+
+STARVED = """
+import sys, time
+from ray.cluster_utils import Cluster
+from dpsw_ray.cluster import open_cluster
+from dpsw_ray.config import ClusterConfig
+from dpsw_ray.errors import UserError
+from test_cluster import Part
+
+if __name__ == "__main__":
+    monitor = {"memory_usage_threshold": 0.01, "memory_monitor_refresh_ms": 3000}  # any use is too much
+    options = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args={**options, "_system_config": monitor})
+    try:
+        with open_cluster(ClusterConfig(actors=1, address=nodes.address, timeout_s=20)) as cluster:
+            cluster.spawn(Part, [{"rank": 1}]).call("nap", (60.0,))
+    except UserError as error:
+        print(error)
+    nodes.shutdown()
+"""
+
+
+def test_a_worker_out_of_memory_is_a_sentence(tmp_path: Path) -> None:
+    """Ray's own memory monitor, told that a hundredth of the machine's memory is all there is."""
+    (tmp_path / "starved.py").write_text(STARVED)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "starved.py")],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, done.stdout + done.stderr
+    assert re.match(r"Worker 0 of 1 died during (nap|its start): its machine ran out of memory", lines[0])
+    assert "Traceback" not in done.stderr and "raylet" not in done.stdout

@@ -166,3 +166,27 @@ def test_a_submitted_job_does_not_write_into_its_vanishing_folder(
     monkeypatch.chdir(job)
     monkeypatch.delenv("DPSW_OUTPUT_ROOT", raising=False)
     assert resolve_output(FIRST, None) == FIRST.home / "runs" / "digits"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("paths.ledger", "ledger.sqlite"),
+        ("paths.home", "home"),
+        ("tracking.uri", "sqlite:///mlflow.db"),
+        ("--output", "runs"),
+    ],
+)
+def test_nothing_that_must_outlive_a_job_goes_into_its_folder(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "runtime_resources" / "working_dir_files"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    monkeypatch.setenv("DPSW_OUTPUT_ROOT", "." if key == "--output" else str(tmp_path))
+    overrides = [] if key == "--output" else [f"{key}={value}"]
+    config = load_config("digits", ["cluster.executor=local", *overrides])
+    with pytest.raises(
+        UserError, match=rf"{key} is a relative path, .* give an absolute one, found .*{value[-3:]}"
+    ):
+        resolve_output(config, None)

@@ -1,15 +1,9 @@
-"""Whole runs: the same bits whoever computes, honest figures in every output, a job on a running cluster."""
+"""Whole runs: the same bits whoever computes, honest figures in every output."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +91,22 @@ def test_privacy_report_and_mlflow_say_the_same_epsilon(finished: RunResult) -> 
     figures = json.loads((finished.folder / "metrics.json").read_text())["metrics"]
     tracked_values = sorted(round(value, 6) for value in tracked.data.metrics.values())
     assert all(round(entry["value"], 6) in tracked_values for entry in figures.values())
+
+
+def test_files_report_and_mlflow_say_where_the_time_went(finished: RunResult) -> None:
+    import mlflow
+
+    seconds = json.loads((finished.folder / "metrics.json").read_text())["seconds"]
+    phases = {"encoder", "private latents", "release", "flow: kernels", "flow: communication", "flow: driver"}
+    assert phases <= set(seconds) and seconds["flow: kernels"] > 0
+    report = (finished.folder / "report.html").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dpsw_ray")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    for phase, spent in seconds.items():
+        assert f">{phase}<" in report
+        assert tracked.data.metrics[f"seconds/{phase}"] == spent
 
 
 def test_figures_from_private_records_stay_in_research(finished: RunResult) -> None:
@@ -207,63 +217,3 @@ def test_fashion_mnist_runs_on_two_actors(ray_session: None, tmp_path: Path) -> 
     assert 29_000 < data.info.private_count < 31_000
     assert pq.read_table(result.folder / "samples.parquet").num_rows == 60
     assert result.metrics[0].value < 0.2
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[tuple[str, dict[str, str]]]:
-    """A Ray head of our own with its job server, as an operator would start it."""
-    ports: list[int] = []
-    while len(ports) < 6:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    command = [
-        "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={ports[0]}", f"--dashboard-port={ports[1]}",
-        "--dashboard-host=127.0.0.1", "--object-store-memory=200000000", "--disable-usage-stats",
-        # Ports of its own for all it offers: another Ray on this machine may hold the usual ones.
-        f"--dashboard-agent-listen-port={ports[2]}", f"--dashboard-agent-grpc-port={ports[3]}",
-        f"--metrics-export-port={ports[4]}", f"--ray-client-server-port={ports[5]}",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{ports[1]}"
-    deadline = time.monotonic() + 180
-    probe_job = ["ray", "job", "submit", "--address", address, "--", "python", "-c", "pass"]
-    # The head answers before its job agent does, and refuses jobs until then.
-    while subprocess.run(probe_job, env=env, capture_output=True, timeout=90).returncode:
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail("the Ray head did not start")
-        time.sleep(1)
-    yield address, env
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def test_ray_job_submit_puts_outputs_where_the_user_asked(
-    head: tuple[str, dict[str, str]], tmp_path: Path
-) -> None:
-    address, env = head
-    output = tmp_path / "wanted" / "run"
-    command = [
-        "ray", "job", "submit", "--address", address, "--working-dir", str(Path(__file__).parents[1]), "--",
-        "python", "-m", "dpsw_ray", "flow", "configs/digits.yaml", "--output", str(output),
-    ]  # fmt: skip
-    overrides = (
-        "encoder.epochs=3", "release.frames=2", "flow.particles=60", "flow.steps=6", "evaluation.directions=16",
-        f"paths.home={tmp_path / 'home'}",
-    )  # fmt: skip
-    for override in overrides:
-        command += ["--set", override]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((output / "privacy.json").read_text())["epsilon"]["upper"] <= 10
-    assert (output / "samples.png").exists()
-    assert (output.parent / "mlflow.db").exists()
-    assert "Moving particles" in done.stdout
-    assert "\x1b[" not in done.stdout.split("Moving particles")[1].split("\n")[0]  # plain lines in a log

@@ -10,6 +10,7 @@ import typer
 
 from dpsw_ray.cli import guarded
 from dpsw_ray.commands.options import QuietOption
+from dpsw_ray.interrupts import exit_code
 
 __all__ = ["main"]
 
@@ -55,7 +56,7 @@ def tune(
         report = folder / "report.html"
         ended = f"; what has ended is in {report}" if report.exists() else ""
         print(f"Interrupted: --resume goes on from here{ended}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code())
     for result in results:
         if (best := result.best) is not None:
             at = f"epsilon {result.plan.base.config.privacy.epsilon:g}: " if plans else ""

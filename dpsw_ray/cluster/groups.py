@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -15,12 +17,15 @@ from dpsw_ray.errors import UserError
 __all__ = [
     "Cluster",
     "LocalCluster",
+    "Meter",
     "Outcome",
     "WorkerDied",
     "WorkerGroup",
     "attempt",
     "collect",
     "per_rank",
+    "secret",
+    "timed",
 ]
 
 Args = tuple[Any, ...] | Sequence[tuple[Any, ...]]
@@ -31,17 +36,45 @@ Outcome = tuple[bool, Any]
 class WorkerDied(UserError):
     """A worker's process or machine is gone, and with it what it held."""
 
-    def __init__(self, rank: int, size: int = 1, doing: str = "") -> None:
-        super().__init__(rank, size, doing)
+    def __init__(
+        self,
+        rank: int,
+        size: int = 1,
+        doing: str = "",
+        why: str = "killed, out of memory, or its machine left the cluster",
+    ) -> None:
+        super().__init__(rank, size, doing, why)
         self.rank = rank
+        self.why = why
+
+    @property
+    def event(self) -> str:
+        """What happened, without advice."""
+        rank, size, doing, why = self.args
+        during = f" during {doing}" if doing else ""
+        return f"Worker {rank} of {size} died{during}: {why}"
 
     def __str__(self) -> str:
-        rank, size, doing = self.args
-        during = f" during {doing}" if doing else ""
-        return (
-            f"Worker {rank} of {size} died{during}: killed, out of memory, or its machine left the cluster; "
-            "start the run again (fewer cluster.actors use less memory)."
-        )
+        return f"{self.event}; start the run again (fewer cluster.actors use less memory)."
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Where the time of a cluster's calls went; calls into the private wing are not in it.
+
+    Attributes:
+        worked: seconds in the workers' own code, of the slowest one in each call.
+        waited: seconds that the driver waited for calls, the workers' included.
+    """
+
+    worked: float = 0.0
+    waited: float = 0.0
+
+    def __add__(self, other: Meter) -> Meter:
+        return Meter(self.worked + other.worked, self.waited + other.waited)
+
+    def __sub__(self, other: Meter) -> Meter:
+        return Meter(self.worked - other.worked, self.waited - other.waited)
 
 
 class WorkerGroup(Protocol):
@@ -59,8 +92,9 @@ class WorkerGroup(Protocol):
         Args:
             method: its name.
             args: one tuple for everybody, or a list with one tuple per rank.
-            retry: rebuild dead workers and repeat their part of the call, until the cluster's timeout has
-                passed. For pure methods only: the rebuilt object knows nothing but its factory's arguments.
+            retry: rebuild dead workers and repeat their part of the call, a few times, as long as the cluster
+                has room for them. For pure methods only: the rebuilt object knows nothing but its factory's
+                arguments.
 
         Returns:
             The results in rank order.
@@ -68,7 +102,8 @@ class WorkerGroup(Protocol):
         Raises:
             UserError: of the lowest rank that raised one, as itself; any other error as a RuntimeError with
                 its type, place and message.
-            WorkerDied: a worker is gone (and `retry` was not asked for, or did not help in time).
+            WorkerDied: a worker is gone, or did not answer in time (and `retry` was not asked for, or did not
+                help).
         """
 
     def rebuild(self) -> None:
@@ -84,6 +119,13 @@ class Cluster(Protocol):
     @property
     def size(self) -> int:
         """How many workers."""
+
+    @property
+    def meter(self) -> Meter:
+        """Where the time went so far."""
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Hands figures of the public wing to the cluster's own metrics, where it has any."""
 
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
         """Builds `factory(**kwargs)` for every rank; rank r lives in worker r modulo the cluster's size."""
@@ -108,6 +150,18 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome:
         return True, function(*args, **kwargs)
     except Exception as error:
         return False, _portable(error)
+
+
+def timed(function: Callable[..., Any], *args: Any) -> Outcome:
+    """What `attempt` gives; a result comes as a pair with the seconds it took."""
+    start = time.perf_counter()
+    succeeded, value = attempt(function, *args)
+    return succeeded, (value, time.perf_counter() - start) if succeeded else value
+
+
+def secret(factory: Callable[..., object], method: str) -> bool:
+    """Whether a method is one of the private wing, of which nobody may say how long it takes."""
+    return bool(getattr(getattr(factory, method, None), "sealed", False))
 
 
 def _portable(error: Exception) -> Exception:
@@ -159,7 +213,9 @@ def _snapshot(value: Any) -> Any:
 
 
 class _LocalGroup:
-    def __init__(self, parts: list[Any]) -> None:
+    def __init__(self, cluster: LocalCluster, factory: Callable[..., object], parts: list[Any]) -> None:
+        self._cluster = cluster
+        self._factory = factory
         self._parts = parts
 
     @property
@@ -167,10 +223,15 @@ class _LocalGroup:
         return len(self._parts)
 
     def call(self, method: str, args: Args = (), *, retry: bool = False) -> list[Any]:
+        start = time.perf_counter()
         snapshots = per_rank(_snapshot(args), self.size)
         pairs = zip(self._parts, snapshots, strict=True)
-        outcomes = [attempt(getattr(part, method), *own) for part, own in pairs]
-        return [_snapshot(result) for result in collect(outcomes)]
+        found = collect([timed(getattr(part, method), *own) for part, own in pairs])
+        results = [_snapshot(result) for result, _ in found]
+        if not secret(self._factory, method):
+            worked = sum(seconds for _, seconds in found)
+            self._cluster.meter += Meter(worked, time.perf_counter() - start)
+        return results
 
     def rebuild(self) -> None:
         pass
@@ -184,15 +245,20 @@ class LocalCluster:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self.meter = Meter()
 
     @property
     def size(self) -> int:
         """How many workers."""
         return self._size
 
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Nobody looks at this process."""
+
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
         """See `Cluster.spawn`."""
-        return _LocalGroup(collect([attempt(factory, **kwargs) for kwargs in kwargs_per_rank]))
+        parts = collect([attempt(factory, **kwargs) for kwargs in kwargs_per_rank])
+        return _LocalGroup(self, factory, parts)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """See `Cluster.run`."""

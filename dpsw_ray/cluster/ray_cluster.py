@@ -4,54 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import RayError
+from ray.util.metrics import Gauge
 from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dpsw_ray.cluster.groups import Args, Outcome, WorkerDied, WorkerGroup, attempt, collect, per_rank
+from dpsw_ray.cluster.faults import GONE, Pace, Patience, init_failed, reason, say
+from dpsw_ray.cluster.groups import (
+    Args,
+    Meter,
+    Outcome,
+    WorkerDied,
+    WorkerGroup,
+    collect,
+    per_rank,
+    secret,
+)
+from dpsw_ray.cluster.host import Host
 from dpsw_ray.config import ClusterConfig
 from dpsw_ray.errors import UserError
 
 __all__ = ["RayCluster"]
 
-Key = tuple[int, int]
-"""A group's number and a rank in it."""
+_MOST_DEATHS = 4
+"""Of one rank during one call: a call that kills its worker every time must end."""
+
+_NO_ROOM = "the cluster had no room for it within cluster.timeout_s"
 
 _STRATEGIES = {"packed": "PACK", "spread": "SPREAD"}
-_GONE = (RayActorError, ObjectLostError, WorkerCrashedError)
-
-
-class _Host:
-    """The actor: a shelf of objects by key. The same hosts serve a run's private and its public phase."""
-
-    def __init__(self) -> None:
-        self._parts: dict[Key, Any] = {}
-        if not ray.get_gpu_ids():  # an actor without GPUs would otherwise see, and use, all of them
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-    def ready(self) -> bool:
-        return True
-
-    def build(self, key: Key, factory: Callable[..., object], kwargs: dict[str, Any]) -> Outcome:
-        succeeded, value = attempt(factory, **kwargs)
-        if succeeded:
-            self._parts[key] = value
-        return succeeded, None if succeeded else value
-
-    def call(self, key: Key, method: str, args: tuple[Any, ...]) -> Outcome:
-        return attempt(getattr(self._parts[key], method), *args)
-
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-        return attempt(function, *args)
-
-    def drop(self, key: Key) -> None:
-        self._parts.pop(key, None)
 
 
 class RayCluster:
@@ -75,12 +61,21 @@ class RayCluster:
         self._groups = itertools.count()
         self._placement: Any = None
         self._hosts: list[Any] = []
-        self._dead: set[int] = set()
+        self._places: dict[int, str] = {}
+        self._lost: dict[int, WorkerDied] = {}
+        self._gauges: dict[str, Any] = {}
+        self.meter = Meter()
         try:
             self._place(private)
-            self._hosts = [self._host(rank) for rank in range(config.actors)]
-            if self._await(self._hosts):
-                raise UserError(self._shortage())
+            self._hosts = [None] * config.actors
+            deadline = time.monotonic() + config.timeout_s
+            self._lost = self._start(range(config.actors))
+            for _ in range(_MOST_DEATHS):
+                if self._lost and time.monotonic() < deadline:
+                    self._lost = self._start(sorted(self._lost))
+            if self._lost:
+                death = self._lost[min(self._lost)]
+                raise UserError(self._shortage() if death.why == _NO_ROOM else str(death))
         except BaseException:
             self.close()
             raise
@@ -90,6 +85,13 @@ class RayCluster:
         """How many workers."""
         return self._config.actors
 
+    def show(self, figures: Mapping[str, float]) -> None:
+        """See `Cluster.show`: gauges `dpsw_<name>` of Ray's metrics, which its dashboard and Prometheus read."""
+        for name, value in figures.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"dpsw_{name}")
+            self._gauges[name].set(value)
+
     def spawn(self, factory: Callable[..., object], kwargs_per_rank: Sequence[dict[str, Any]]) -> WorkerGroup:
         """See `Cluster.spawn`."""
         return _RayGroup(self, next(self._groups), factory, kwargs_per_rank)
@@ -97,14 +99,15 @@ class RayCluster:
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """See `Cluster.run`."""
         self.revive()
-        outcomes = self.gather({0: self._hosts[0].run.remote(function, args)})
+        doing = getattr(function, "__name__", "")
+        outcomes = self.gather({0: self._hosts[0].run.remote(function, args)}, doing)
         if not outcomes:
-            raise WorkerDied(0, self.size, getattr(function, "__name__", ""))
+            raise self.death(0, doing)
         return collect([outcomes[0]])[0]
 
     def close(self) -> None:
         """Ends our actors and the Ray we started; a cluster that was there before stays as it was."""
-        hosts, self._hosts = self._hosts, []
+        hosts, self._hosts = [host for host in self._hosts if host is not None], []
         stop, self._stop = self._stop, lambda: None
         with contextlib.suppress(Exception):  # the cluster may be gone already
             for host in hosts:
@@ -122,31 +125,112 @@ class RayCluster:
 
     def host(self, rank: int) -> Any:
         """The actor that serves a rank, or None while it is known to be dead."""
-        return None if rank % self.size in self._dead else self._hosts[rank % self.size]
+        return None if rank % self.size in self._lost else self._hosts[rank % self.size]
 
-    def gather(self, refs: dict[int, Any]) -> dict[int, Outcome]:
-        """Waits for every rank's outcome; ranks whose actor died are missing, and the actor is marked."""
-        outcomes: dict[int, Outcome] = {}
-        for rank, ref in refs.items():
-            try:
-                outcomes[rank] = ray.get(ref)
-            except _GONE:
-                self._dead.add(rank % self.size)
-            except RayError as error:  # the call itself could not travel: not importable there, not picklable
-                cause = getattr(error, "cause", None) or error
-                last = (str(cause).strip().splitlines() or [""])[-1]
-                outcomes[rank] = False, RuntimeError(f"{type(cause).__name__}: {last}")
+    def death(self, rank: int, doing: str) -> WorkerDied:
+        """What became of the actor that serves a rank, which is gone or does not hold what it held."""
+        rank %= self.size
+        return self._lost.get(rank) or WorkerDied(rank, self.size, doing)
+
+    def where(self, rank: int) -> str:
+        """The actor that serves a rank, and its machine, in words."""
+        rank %= self.size
+        return f"Worker {rank} of {self.size} on {self._places[rank]}"
+
+    def gather(
+        self, refs: Mapping[int, Any], doing: str = "", patience: Patience | None = None
+    ) -> dict[int, Outcome]:
+        """Waits for every rank's outcome; ranks whose actor died, or gave no answer in time, are missing."""
+        begun, outcomes, waiting = time.monotonic(), {}, dict(refs)
+        limit = patience.limit if patience else self._config.call_timeout_s
+        notice = patience.notice if patience else None
+        while waiting:
+            until = limit if notice is None else min(notice, limit)
+            left = max(0.0, begun + until - time.monotonic())
+            ended, _ = ray.wait(list(waiting.values()), num_returns=len(waiting), timeout=left)
+            for rank in [rank for rank, ref in waiting.items() if ref in ended]:
+                outcome = self._outcome(rank, waiting.pop(rank), doing)
+                if outcome is not None:
+                    outcomes[rank] = outcome
+            if notice is not None and until == notice:
+                if waiting and outcomes:
+                    names = " and ".join(self.where(rank) for rank in waiting)
+                    say(f"{names}: slow, {doing} takes more than {notice:g} s there and less elsewhere.")
+                notice = None
+            elif waiting:
+                why = (
+                    f"no answer for {limit:.3g} s (cluster.call_timeout_s is {self._config.call_timeout_s:g})"
+                )
+                for rank in waiting:
+                    self._lose(rank, doing, why)
+                break
         return outcomes
 
     def revive(self) -> None:
-        """Starts a fresh actor for every dead one."""
-        for rank in sorted(self._dead):
+        """Starts a fresh actor for every dead one.
+
+        Raises:
+            WorkerDied: there is no room for one within `cluster.timeout_s`, or it died again.
+        """
+        if not self._lost:
+            return
+        before = self._lost
+        self._lost = {**before, **self._start(sorted(before))}
+        for rank, death in before.items():
+            if self._lost[rank] is death:
+                del self._lost[rank]
+                say(f"{death.event}. A new one on {self._places[rank]} takes its place.")
+            else:
+                say(f"{death.event}.")
+        if self._lost:
+            raise self._lost[min(self._lost)]
+
+    def _outcome(self, rank: int, ref: Any, doing: str) -> Outcome | None:
+        try:
+            outcome: Outcome = ray.get(ref)
+            return outcome
+        except GONE as error:
+            self._lose(rank, doing, reason(error))
+            return None
+        except RayError as error:  # the call itself could not travel: not importable there, not picklable
+            cause = getattr(error, "cause", None) or error
+            last = (str(cause).strip().splitlines() or [""])[-1]
+            return False, RuntimeError(f"{type(cause).__name__}: {last}")
+
+    def _lose(self, rank: int, doing: str, why: str) -> None:
+        self._lost.setdefault(rank % self.size, WorkerDied(rank % self.size, self.size, doing, why))
+
+    def _start(self, ranks: Sequence[int]) -> dict[int, WorkerDied]:
+        """Makes actors for these ranks and waits until they answer; those that do not, and why.
+
+        Raises:
+            UserError: they cannot be made at all.
+        """
+        for rank in ranks:
             with contextlib.suppress(Exception):
-                ray.kill(self._hosts[rank])  # it may only have been out of reach
+                ray.kill(self._hosts[rank])  # it may only have been out of reach, or not been placed yet
             self._hosts[rank] = self._host(rank)
-            if self._await([self._hosts[rank]]):
-                raise WorkerDied(rank, self.size, "its restart")
-            self._dead.discard(rank)
+        refs = {rank: self._hosts[rank].place.remote() for rank in ranks}
+        if not refs:
+            return {}
+        ended, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=self._config.timeout_s)
+        lost: dict[int, WorkerDied] = {}
+        for rank, ref in refs.items():
+            why = _NO_ROOM
+            try:
+                if ref in ended:
+                    self._places[rank] = ray.get(ref)
+                    continue
+            except RayError as error:
+                if init_failed(error):
+                    last = (str(error).strip().splitlines() or [""])[-1]
+                    raise UserError(
+                        f"The Ray workers could not start ({last}); is dpsw_ray installed on every machine of the "
+                        "cluster?"
+                    ) from None
+                why = reason(error)
+            lost[rank] = WorkerDied(rank, self.size, "its start", why)
+        return lost
 
     def _place(self, private: bool) -> None:
         config = self._config
@@ -172,23 +256,10 @@ class RayCluster:
             "num_gpus": self._config.gpus_per_actor,
             "max_restarts": 0,
             "max_task_retries": 0,
+            "enable_task_events": False,  # the dashboard would show how long the private wing's calls take
             "scheduling_strategy": strategy,
         }
-        return ray.remote(_Host).options(**options).remote()
-
-    def _await(self, hosts: Iterable[Any]) -> bool:
-        """Waits for actors to answer; True if some did not in time."""
-        try:
-            ray.get([host.ready.remote() for host in hosts], timeout=self._config.timeout_s)
-        except GetTimeoutError:
-            return True
-        except RayError as error:
-            reason = (str(error).strip().splitlines() or [""])[-1]
-            raise UserError(
-                f"The Ray workers could not start ({reason}); is dpsw_ray installed on every machine "
-                "of the cluster?"
-            ) from None
-        return False
+        return ray.remote(Host).options(**options).remote()
 
     def _shortage(self) -> str:
         config, total, free = self._config, ray.cluster_resources(), ray.available_resources()
@@ -224,33 +295,39 @@ class _RayGroup:
         self._factory = factory
         self._kwargs = list(kwargs_per_rank)
         self._built: list[Any] = [None] * len(self._kwargs)  # the actor that holds each rank's object
-        try:
-            self.rebuild()
-        except WorkerDied:  # it died while idle, or while building: building again is harmless
-            self.rebuild()
+        self._pace = Pace(cluster._config)
+        self._rebuild_in_time()  # one died while idle, or while building: building again is harmless
 
     @property
     def size(self) -> int:
         return len(self._kwargs)
 
     def call(self, method: str, args: Args = (), *, retry: bool = False) -> list[Any]:
+        start = time.perf_counter()
         if isinstance(args, tuple) and args:
             packed: list[Any] = [ray.put(args)] * self.size
         else:
             packed = per_rank(args, self.size)
         outcomes: dict[int, Outcome] = {}
-        deadline: float | None = None
+        seconds: dict[int, float] = {}
+        deaths: Counter[int] = Counter()
         while True:
             try:
-                self._advance(method, packed, outcomes)
-                return collect([outcomes[rank] for rank in range(self.size)])
-            except WorkerDied:
-                now = time.monotonic()
-                deadline = deadline or now + self._cluster._config.timeout_s
-                if not retry or now > deadline:
+                self._advance(method, packed, outcomes, seconds)
+                break
+            except WorkerDied as death:
+                deaths[death.rank] += 1
+                if not retry or deaths[death.rank] > _MOST_DEATHS:
                     raise
-            with contextlib.suppress(WorkerDied):  # dying again: the next round sees it
-                self.rebuild()
+            self._rebuild_in_time()
+        results = collect([outcomes[rank] for rank in range(self.size)])
+        if not secret(self._factory, method):
+            self._cluster.meter += Meter(max(seconds.values(), default=0.0), time.perf_counter() - start)
+            if (slow := self._pace.note(method, seconds)) is not None:
+                rank, own, others = slow
+                name = self._cluster.where(rank)
+                say(f"{name} is slow: {method} takes {own:.3g} s there, {others:.3g} s elsewhere.")
+        return results
 
     def rebuild(self) -> None:
         self._cluster.revive()
@@ -260,7 +337,7 @@ class _RayGroup:
             rank: host.build.remote((self._number, rank), self._factory, self._kwargs[rank])
             for rank, host in hosts.items()
         }
-        outcomes = self._cluster.gather(refs)
+        outcomes = self._cluster.gather(refs, "its start")
         collect(list(outcomes.values()))
         for rank in outcomes:
             self._built[rank] = hosts[rank]
@@ -275,17 +352,33 @@ class _RayGroup:
     def _alive(self, rank: int) -> bool:
         return self._built[rank] is not None and self._built[rank] is self._cluster.host(rank)
 
-    def _advance(self, method: str, packed: list[Any], outcomes: dict[int, Outcome]) -> None:
+    def _rebuild_in_time(self) -> None:
+        """Rebuilds, again where a worker dies meanwhile, while the cluster's patience lasts."""
+        self._pace.forget()
+        deadline = time.monotonic() + self._cluster._config.timeout_s
+        for attempt in itertools.count():
+            try:
+                return self.rebuild()
+            except WorkerDied:
+                if attempt == _MOST_DEATHS or time.monotonic() > deadline:
+                    raise
+
+    def _advance(
+        self, method: str, packed: list[Any], outcomes: dict[int, Outcome], seconds: dict[int, float]
+    ) -> None:
         """Runs the ranks without an outcome; WorkerDied before anything runs if an object is missing."""
         ranks = [rank for rank in range(self.size) if rank not in outcomes]
         self._demand(ranks, {rank for rank in ranks if self._alive(rank)}, method)
         refs = {
             rank: self._built[rank].call.remote((self._number, rank), method, packed[rank]) for rank in ranks
         }
-        outcomes |= self._cluster.gather(refs)
+        patience = self._pace.patience(method, hidden=secret(self._factory, method))
+        for rank, (succeeded, value) in self._cluster.gather(refs, method, patience).items():
+            outcomes[rank] = succeeded, value[0] if succeeded else value
+            seconds[rank] = value[1] if succeeded else 0.0
         self._demand(ranks, outcomes, method)
 
     def _demand(self, ranks: Iterable[int], present: Iterable[int], doing: str) -> None:
         missing = set(ranks) - set(present)
         if missing:
-            raise WorkerDied(min(missing) % self._cluster.size, self._cluster.size, doing)
+            raise self._cluster.death(min(missing), doing)

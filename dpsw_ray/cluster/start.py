@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dpsw_ray.cluster.groups import Cluster, LocalCluster
 from dpsw_ray.config import ClusterConfig
 from dpsw_ray.errors import UserError
+from dpsw_ray.interrupts import own_sigterm
 
 __all__ = ["connect", "open_cluster"]
 
@@ -50,11 +51,21 @@ def connect(config: ClusterConfig) -> tuple[bool, Callable[[], None]]:
 
     if ray.is_initialized():
         return False, lambda: None
+    _hush()
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        return True, _start(config)
-    _attach(address, config)
+    with own_sigterm():
+        if address == "local":
+            return True, _start(config)
+        _attach(address, config)
     return False, ray.shutdown
+
+
+def _hush() -> None:
+    """Keeps Ray's pages of text about dead workers and nodes off standard output: we say one line about each."""
+    import ray._private.worker as worker
+
+    if hasattr(worker, "print_to_stdstream"):  # has no other use where `log_to_driver` is off
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _start(config: ClusterConfig) -> Callable[[], None]:

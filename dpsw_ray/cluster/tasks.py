@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -46,13 +47,20 @@ def _on_ray(
     deaths: Counter[int] = Counter()
     while waiting or running:
         while waiting and idle:
-            cluster.revive()
-            rank, number = idle.popleft(), waiting.popleft()
+            with contextlib.suppress(WorkerDied):  # no room for it now: the others go on
+                cluster.revive()
+            rank = next((rank for rank in idle if cluster.host(rank) is not None), None)
+            if rank is None:
+                if not running:
+                    cluster.revive()
+                break
+            idle.remove(rank)
+            number = waiting.popleft()
             running[cluster.host(rank).run.remote(function, tasks[number])] = rank, number
         (ended, *_), _ = ray.wait(list(running), num_returns=1)
         rank, number = running.pop(ended)
         idle.append(rank)
-        outcome = cluster.gather({rank: ended}).get(rank)
+        outcome = cluster.gather({rank: ended}, function.__name__).get(rank)
         if outcome is not None:
             yield number, outcome
             continue
@@ -60,4 +68,4 @@ def _on_ray(
         if deaths[number] < _ATTEMPTS:
             waiting.append(number)
         else:
-            yield number, (False, WorkerDied(rank, cluster.size, function.__name__))
+            yield number, (False, cluster.death(rank, function.__name__))

@@ -93,9 +93,11 @@ def draw_samples(
     run_folder: Path, out: Path, num: int, seed: int | None, quiet: bool, load: Callable[[Path], RunConfig]
 ) -> None:
     """Writes more samples of a run whose config `load` reads."""
+    from dpsw_ray.output import lasting
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import generate as generate_samples
 
+    out = lasting(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: give the Parquet file to write.")
     if blocking := next((place for place in out.absolute().parents if place.is_file()), None):

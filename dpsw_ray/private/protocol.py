@@ -14,6 +14,7 @@ is charged. A secret is made before its charge only, so there is at most one noi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ __all__ = ["begin_release", "draw_release", "end_release", "release_once", "rese
 
 T = TypeVar("T")
 
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _PARTS = "part-{release_id}-{number}.npy"
 
 
@@ -172,8 +173,14 @@ def _new_plan(
     release_id = secrets.token_hex(16)
     write_json(pending, {"release_id": release_id})
     plan = make_plan(release_id)
+
+    def prepare() -> None:
+        # A worker that died while it wrote the secret left half of it; not charged yet, it protects nothing.
+        shards.call("commit", (release_id,))
+        shards.call("prepare", (plan,))
+
     if noise_seed is None:
-        _persist(shards, lambda: shards.call("prepare", (plan,)))
+        _persist(shards, prepare)
     return plan
 
 
@@ -276,7 +283,8 @@ def _persist(shards: WorkerGroup, action: Callable[[], T]) -> T:
         try:
             return action()
         except WorkerDied:
-            shards.rebuild()
+            with contextlib.suppress(WorkerDied):  # dying again: the next attempt sees it
+                shards.rebuild()
     return action()
 
 

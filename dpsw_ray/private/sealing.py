@@ -51,6 +51,7 @@ def sealed(step: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             # Raised outside the handlers: no __context__, and so no local variables, travel with it.
             raise safe
 
+        wrapper.sealed = True  # type: ignore[attr-defined]  # how long it takes is nobody's business either
         return wrapper
 
     return decorate
