@@ -90,7 +90,15 @@ def whole_rows(table: NDArray[np.int64], bins: int) -> NDArray[np.float32]:
     return rows.reshape(bins * phases, bins)
 
 
-def report(folder: Path, name: str, seconds: list[float], total: NDArray[Any], **more: Any) -> None:
-    """Hands the figures of one setting over: seconds of every round, and the sum of a round without noise."""
+def report(folder: Path, name: str, seconds: list[float], processor_s: float, total: NDArray[Any]) -> None:
+    """Hands the figures of one setting over.
+
+    Args:
+        folder: where the work came from.
+        name: of the files.
+        seconds: of every round.
+        processor_s: of a round, on average, all processes together.
+        total: the sum of a round without noise.
+    """
     np.save(folder / f"{name}.npy", np.asarray(total, dtype=np.float64))
-    (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, **more}))
+    (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "processor_s": processor_s}))
