@@ -113,10 +113,10 @@ def settings(environments: Path) -> list[Setting]:
         return lambda folder, name, rounds: [*start, str(folder), name, str(rounds), str(actors)]
 
     return [
-        *(Setting("dpsw_ray", "trust distributed, actors on Ray", n) for n in (1, 2)),
-        *(Setting("pfl", "its data set", n, pfl_command(n, "seeded")) for n in (1, 2)),
-        *(Setting("pfl", "a data set without its seeds", n, pfl_command(n, "plain")) for n in (1, 2)),
-        *(Setting("Flower", "Ray, a core a client", n, flower_command(n)) for n in (1, 2)),
+        *(Setting("dpsw_ray", "distributed", n) for n in (1, 2)),
+        *(Setting("pfl", "as documented", n, pfl_command(n, "seeded")) for n in (1, 2)),
+        *(Setting("pfl", "users without seeds", n, pfl_command(n, "plain")) for n in (1, 2)),
+        *(Setting("Flower", "as documented", n, flower_command(n)) for n in (1, 2)),
     ]
 
 
@@ -267,9 +267,9 @@ def main() -> None:
         "--environments", type=Path, metavar="FOLDER", default=Path(platformdirs.user_cache_dir("dpsw_ray"), "rivals"),
         help="where the rivals' environments are, or are built",
     )  # fmt: skip
-    options.add_argument("--users", type=int, nargs="+", default=[2_000, 10_000], help="sizes of the cohort")
+    options.add_argument("--users", type=int, nargs="+", default=[1_000, 10_000], help="sizes of the cohort")
     options.add_argument(
-        "--flower-users", type=int, default=2_000, help="Flower takes no cohort above this size"
+        "--flower-users", type=int, default=1_000, help="Flower takes no cohort above this size"
     )
     options.add_argument("--rounds", type=int, default=5, help="rounds of each start")
     options.add_argument(

@@ -3,8 +3,8 @@
 Runs in environments that do not have this project: everything comes from a file.
 
 A record adds one row of a public table to each direction. The rows for all positions are laid out whole, 32 bins each,
-so that a message is a sum of looked-up rows: the fastest of the vectorised forms that were tried (one `bincount` over
-all cells, a loop over records, a one-hot product).
+so that a message is a sum of looked-up rows: the fastest of the forms that were tried (one `bincount` over all cells, a
+loop over records, Torch's `embedding_bag` within pfl).
 """
 
 from __future__ import annotations
