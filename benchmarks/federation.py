@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from harness import finish, paired, parser, show
 from numpy.typing import NDArray
+from rivals.clock import family, processor_s
 from rivals.work import Work, whole_rows
 
 from dpsw_ray.cluster import WorkerGroup, open_cluster
@@ -103,11 +104,11 @@ def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) ->
     with cohorts(home, users, actors, conditional) as population:
         seconds, processor, total = [], [], np.zeros(0)
         for _ in range(repeat + 1):  # the first loads compiled code
-            used = _processor_s()
+            used = processor_s(os.getpid())
             total, taken = population.round()
             seconds.append(taken)
-            processor.append(_processor_s() - used)
-        memory = sum(_proportional_mib(pid) for pid in _family(os.getpid()))
+            processor.append(processor_s(os.getpid()) - used)
+        memory = sum(_proportional_mib(pid) for pid in family(os.getpid()))
         return {
             "users": users,
             "actors": actors,
@@ -164,35 +165,6 @@ def against_numpy(users: int, repeat: int) -> dict[str, Any]:
         "ratio": best["NumPy"] / best["ours"],
         "same": bool(np.array_equal(sums["ours"], sums["NumPy"])),
     }
-
-
-def _family(root: int) -> list[int]:
-    """This process and its descendants, where /proc tells them; workers of a Ray that we started are among them."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-            parents[int(path.parent.name)] = int(fields[1])
-        except (OSError, ValueError):
-            continue
-    family, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in family} - family
-        grown = bool(more)
-        family |= more
-    return sorted(family)
-
-
-def _processor_s() -> float:
-    """Seconds of processor time that this process and its descendants have used: other work does not count."""
-    ticks = 0
-    for pid in _family(os.getpid()):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _proportional_mib(pid: int) -> float:

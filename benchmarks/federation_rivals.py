@@ -6,7 +6,8 @@ The work is the same for all: every user has 20 records in dimension 8 and sends
 onto 256 directions, 32 bins each: 8,192 numbers. All users are asked in every round. The three must arrive at the same
 sum, before noise. Each runs in an environment of its own, which is built once in a cache (`--environments`; about 6 GB
 with Torch), with one thread a process, once with one process at work and once with two. Starting up, reading data and a
-first round count for nobody; settings run in turn, and the fastest round of each counts.
+first round count for nobody; settings run in turn, and the fastest round of each counts. Processor time is that of all
+processes of a setting, over all rounds: on a busy machine it is the figure to look at.
 
 The rivals' users work in NumPy (`rivals/work.py`), this project's in its compiled kernel. `rivals/` says where each
 setting comes from.
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ import platformdirs
 from federation import Cohorts, cohorts
 from harness import finish, parser, show
 from numpy.typing import NDArray
+from rivals.clock import family, processor_s
 from rivals.work import Work, whole_rows
 
 from dpsw_ray.privacy.noise import NoiseKey
@@ -71,6 +74,21 @@ class Setting:
     command: Callable[[Path, str, int], list[str]] | None = None
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What the rounds of one start took, and the sum without noise.
+
+    Attributes:
+        seconds: of every round.
+        processor_s: of a round on average, all processes together.
+        total: array of size [K, bins].
+    """
+
+    seconds: list[float]
+    processor_s: float
+    total: NDArray[Any]
+
+
 def settings(environments: Path) -> list[Setting]:
     """All of them, this project first."""
     pfl, flower = (environments / name / "bin" for name in ("pfl", "flower"))
@@ -95,10 +113,10 @@ def settings(environments: Path) -> list[Setting]:
         return lambda folder, name, rounds: [*start, str(folder), name, str(rounds), str(actors)]
 
     return [
-        *(Setting("dpsw_ray", "trust distributed, actors on Ray", n) for n in (1, 2)),
-        *(Setting("pfl", "its data set", n, pfl_command(n, "seeded")) for n in (1, 2)),
-        *(Setting("pfl", "a data set without its seeds", n, pfl_command(n, "plain")) for n in (1, 2)),
-        *(Setting("Flower", "Ray, a core a client", n, flower_command(n)) for n in (1, 2)),
+        *(Setting("dpsw_ray", "distributed", n) for n in (1, 2)),
+        *(Setting("pfl", "as documented", n, pfl_command(n, "seeded")) for n in (1, 2)),
+        *(Setting("pfl", "users without seeds", n, pfl_command(n, "plain")) for n in (1, 2)),
+        *(Setting("Flower", "as documented", n, flower_command(n)) for n in (1, 2)),
     ]
 
 
@@ -157,14 +175,16 @@ def without_noise(plan: UserPlan, total: NDArray[np.uint64]) -> NDArray[np.int64
     return np.asarray(released - drawn)[0]
 
 
-def ours(home: Path, users: int, actors: int, rounds: int, folder: Path) -> tuple[list[float], NDArray[Any]]:
-    """Seconds of this project's rounds, and the sum; leaves the work for the rivals in `folder`."""
+def ours(home: Path, users: int, actors: int, rounds: int, folder: Path) -> Taken:
+    """This project's rounds; leaves the work for the rivals in `folder`."""
     with cohorts(home, users, actors, conditional=False) as population:
         total, _ = population.round()  # the first loads compiled code
+        before = processor_s(os.getpid())
         seconds = [population.round()[1] for _ in range(rounds)]
+        used = (processor_s(os.getpid()) - before) / rounds
         if not (folder / "work.json").exists():
             work_of(population.plan, _latents(population), users).save(folder)
-        return seconds, without_noise(population.plan, total)
+        return Taken(seconds, used, without_noise(population.plan, total))
 
 
 def _latents(population: Cohorts) -> NDArray[np.int32]:
@@ -172,25 +192,24 @@ def _latents(population: Cohorts) -> NDArray[np.int32]:
     return np.asarray(np.load(path))
 
 
-def theirs(
-    setting: Setting, folder: Path, rounds: int, patience_s: float
-) -> tuple[list[float], NDArray[Any]] | None:
-    """Seconds of a rival's rounds, and the sum; None where it did not end in time."""
+def theirs(setting: Setting, folder: Path, rounds: int, patience_s: float) -> Taken | None:
+    """A rival's rounds; None where they did not end in time."""
     assert setting.command is not None
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "RAY_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RIVALS_ROOT"] = str(os.getpid())
     command = setting.command(folder, "rival", rounds)
     for suffix in ("json", "npy"):
         (folder / f"rival.{suffix}").unlink(missing_ok=True)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=RIVALS, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=RIVALS, env=environment, stdout=log, stderr=log)
         try:
             process.wait(patience_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            for pid in family(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
             return None
     if not (folder / "rival.json").exists():
@@ -198,7 +217,8 @@ def theirs(
         raise SystemExit(
             f"{setting.who}, {setting.how}, {setting.processes} at work: failed; its last lines are above"
         )
-    return json.loads((folder / "rival.json").read_text())["seconds"], np.load(folder / "rival.npy")
+    figures = json.loads((folder / "rival.json").read_text())
+    return Taken(figures["seconds"], figures["processor_s"], np.load(folder / "rival.npy"))
 
 
 def compare(
@@ -207,35 +227,38 @@ def compare(
     """Every setting with one cohort, in turn, `repeat` times."""
     folder = scratch / f"work-{users}"
     folder.mkdir()
-    seconds: dict[Setting, list[float]] = {setting: [] for setting in options}
-    expected, same = None, dict.fromkeys(options, True)
+    taken: dict[Setting, list[Taken]] = {setting: [] for setting in options}
     for _ in range(repeat):
         for setting in options:
+            found: Taken | None
             if setting.command is None:
-                found: Any = ours(scratch, users, setting.processes, rounds, folder)
+                found = ours(scratch, users, setting.processes, rounds, folder)
             else:
                 found = theirs(setting, folder, rounds, patience_s)
             if found is None:
-                print(f"{setting.who}, {users:,} users: not done in {patience_s:g} s")
-                continue
-            expected = found[1] if expected is None else expected
-            seconds[setting].extend(found[0])
-            same[setting] &= bool(np.array_equal(found[1], expected))
-    return [
-        {
-            "system": setting.who,
-            "setting": setting.how,
-            "processes": setting.processes,
-            "users": users,
-            "round_s": min(taken),
-            "all_s": taken,
-            "rounds_per_s": 1 / min(taken),
-            "users_per_s": users / min(taken),
-            "same_sum": same[setting],
-        }
-        for setting, taken in seconds.items()
-        if taken
-    ]
+                print(f"{setting.who}, {users:,} users: not done in {patience_s:g} s", flush=True)
+            else:
+                taken[setting].append(found)
+    expected = taken[options[0]][0].total
+    results = []
+    for setting, starts in taken.items():
+        if starts:
+            fastest, processor = min(min(t.seconds) for t in starts), min(t.processor_s for t in starts)
+            results.append(
+                {
+                    "system": setting.who,
+                    "setting": setting.how,
+                    "processes": setting.processes,
+                    "users": users,
+                    "round_s": fastest,
+                    "all_s": [t.seconds for t in starts],
+                    "processor_s": processor,
+                    "rounds_per_s": 1 / fastest,
+                    "users_per_s": users / fastest,
+                    "same_sum": all(np.array_equal(t.total, expected) for t in starts),
+                }
+            )
+    return results
 
 
 def main() -> None:
@@ -244,9 +267,9 @@ def main() -> None:
         "--environments", type=Path, metavar="FOLDER", default=Path(platformdirs.user_cache_dir("dpsw_ray"), "rivals"),
         help="where the rivals' environments are, or are built",
     )  # fmt: skip
-    options.add_argument("--users", type=int, nargs="+", default=[2_000, 10_000], help="sizes of the cohort")
+    options.add_argument("--users", type=int, nargs="+", default=[1_000, 10_000], help="sizes of the cohort")
     options.add_argument(
-        "--flower-users", type=int, default=2_000, help="Flower takes no cohort above this size"
+        "--flower-users", type=int, default=1_000, help="Flower takes no cohort above this size"
     )
     options.add_argument("--rounds", type=int, default=5, help="rounds of each start")
     options.add_argument(
@@ -278,38 +301,27 @@ def main() -> None:
 
 
 def _report(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prints the table; returns how much faster this project is than the fastest rival, by cohort and processes."""
-    best = {
-        (r["users"], r["processes"]): r["users_per_s"] for r in results if r["system"] == "dpsw_ray"
-    }  # fmt: skip
+    """Prints the table; returns how much faster this project is than each rival, by cohort and processes."""
+    own = {(r["users"], r["processes"]): r for r in results if r["system"] == "dpsw_ray"}
+    ratios = []
+    for r in results:
+        mine = own[r["users"], r["processes"]]
+        ratios.append(
+            {key: r[key] for key in ("system", "setting", "processes", "users")}
+            | {name: r[name] / mine[name] for name in ("round_s", "processor_s")}
+        )
     show(
         f"One round, {RECORDS} records a user, messages of 8,192 numbers",
-        ["system", "setting", "processes", "users", "round, s", "rounds/s", "users/s", "ours over it", "sum"],
+        ["", "at work", "users", "round, s", "rounds/s", "users/s", "over ours", "processor, s", "over ours", "sum"],
         [
             [
-                r["system"], r["setting"], str(r["processes"]), f"{r['users']:,}", f"{r['round_s']:.3f}",
-                f"{r['rounds_per_s']:.2f}", f"{r['users_per_s']:,.0f}",
-                f"{best[r['users'], r['processes']] / r['users_per_s']:.1f}", "same" if r["same_sum"] else "DIFFERENT",
+                f"{r['system']}, {r['setting']}", str(r["processes"]), f"{r['users']:,}", f"{r['round_s']:.3f}",
+                f"{r['rounds_per_s']:.2f}", f"{r['users_per_s']:,.0f}", f"{ratio['round_s']:.1f} x",
+                f"{r['processor_s']:.3f}", f"{ratio['processor_s']:.1f} x", "same" if r["same_sum"] else "DIFFERENT",
             ]
-            for r in results
+            for r, ratio in zip(results, ratios, strict=True)
         ],
     )  # fmt: skip
-    ratios = []
-    for (users, processes), own in best.items():
-        rivals = [
-            r for r in results
-            if r["system"] != "dpsw_ray" and (r["users"], r["processes"]) == (users, processes)
-        ]  # fmt: skip
-        if rivals:
-            fastest = max(rivals, key=lambda r: r["users_per_s"])
-            ratio = own / fastest["users_per_s"]
-            ratios.append(
-                {"users": users, "processes": processes, "fastest": fastest["system"], "ratio": ratio}
-            )
-            print(
-                f"{users:,} users, {processes} at work: {ratio:.1f} times as fast as the fastest rival "
-                f"({fastest['system']}, {fastest['setting']})"
-            )
     return ratios
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from clock import processor_s
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -48,11 +49,12 @@ def main() -> None:
 
     @server.main()
     def rounds_of_all(grid: Grid, context: Context) -> None:
-        seconds, total = [], np.zeros(0)
+        seconds, total, before = [], np.zeros(0), 0.0
         deadline = time.monotonic() + 60
         while len(nodes := list(grid.get_node_ids())) < users and time.monotonic() < deadline:
             time.sleep(0.1)
-        for _ in range(rounds + 1):  # the first starts the actors
+        for number in range(rounds + 1):  # the first starts the actors
+            before = processor_s(int(os.environ["RIVALS_ROOT"])) if number == 1 else before
             start = time.perf_counter()
             asked = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in nodes]
             replies = list(grid.send_and_receive(asked))
@@ -60,7 +62,8 @@ def main() -> None:
             for reply in replies:
                 total = total + reply.content["histograms"].to_numpy_ndarrays()[0]
             seconds.append(time.perf_counter() - start)
-        report(folder, name, seconds[1:], total)
+        used = (processor_s(int(os.environ["RIVALS_ROOT"])) - before) / rounds
+        report(folder, name, seconds[1:], used, total)
 
     run_simulation(
         server, client, users,

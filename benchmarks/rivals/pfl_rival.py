@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clock import processor_s
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import FederatedAlgorithm
 from pfl.callback.base import TrainingProcessCallback
@@ -148,9 +149,12 @@ def main(folder: Path, name: str, rounds: int, kind: str, order: str) -> None:
         return model.total, laps.seconds
 
     total, _ = run(0.0, 1)
+    root = int(os.environ["RIVALS_ROOT"])  # whose descendants all workers are
+    before = processor_s(root)
     _, seconds = run(work.noise, rounds)
+    used = (processor_s(root) - before) / rounds
     if os.environ.get("RANK", "0") == "0":
-        report(folder, name, seconds, np.asarray(total))
+        report(folder, name, seconds, used, np.asarray(total))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Runs in environments that do not have this project: everything comes from a file.
 
 A record adds one row of a public table to each direction. The rows for all positions are laid out whole, 32 bins each,
-so that a message is a sum of looked-up rows: the fastest of the vectorised forms that were tried (one `bincount` over
-all cells, a loop over records, a one-hot product).
+so that a message is a sum of looked-up rows: the fastest of the forms that were tried (one `bincount` over all cells, a
+loop over records, Torch's `embedding_bag` within pfl).
 """
 
 from __future__ import annotations
@@ -90,7 +90,15 @@ def whole_rows(table: NDArray[np.int64], bins: int) -> NDArray[np.float32]:
     return rows.reshape(bins * phases, bins)
 
 
-def report(folder: Path, name: str, seconds: list[float], total: NDArray[Any], **more: Any) -> None:
-    """Hands the figures of one setting over: seconds of every round, and the sum of a round without noise."""
+def report(folder: Path, name: str, seconds: list[float], processor_s: float, total: NDArray[Any]) -> None:
+    """Hands the figures of one setting over.
+
+    Args:
+        folder: where the work came from.
+        name: of the files.
+        seconds: of every round.
+        processor_s: of a round, on average, all processes together.
+        total: the sum of a round without noise.
+    """
     np.save(folder / f"{name}.npy", np.asarray(total, dtype=np.float64))
-    (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, **more}))
+    (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "processor_s": processor_s}))

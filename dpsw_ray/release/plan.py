@@ -22,7 +22,7 @@ from dpsw_ray.privacy.discrete import MAX_DRAWN
 from dpsw_ray.privacy.events import Event, NoiseKind, SampledGaussianEvent, SlicedHistogramEvent
 from dpsw_ray.privacy.noise import MAX_STD
 from dpsw_ray.privacy.relations import Relation, Unit
-from dpsw_ray.slicing.directions import haar_frames
+from dpsw_ray.slicing.directions import haar_frames, spread_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 __all__ = ["HistogramPlan", "ReleasePlan", "SampledHistogramPlan", "checked_std"]
@@ -127,7 +127,7 @@ class HistogramPlan(ReleasePlan):
         unit: Unit = "record",
     ) -> Self:
         """Draws the directions from the public seed and calibrates the noise to (epsilon, delta)."""
-        directions = haar_frames(frames, dim, seed)
+        directions = spread_frames(frames, dim, seed)
         std = calibrate_histogram_noise(
             len(directions), grid.row_norm_sq, relation, epsilon, delta, noise=noise
         )

@@ -89,22 +89,28 @@ def _fitted(
     """Smoothed densities [C, K, bins] and class shares [C] of tables with noise of a known standard deviation."""
     _, count, bins = counts.shape
     sums = counts.sum(axis=2).mean(axis=1)  # every direction counts the same records
-    # A class whose total is within the noise of an empty one gets no particles.
-    there = np.flatnonzero(sums > 4 * noise * np.sqrt(bins / count))
-    density = np.full(counts.shape, 1.0 / bins)
-    if not len(there):
-        return density, np.full(len(counts), 1.0 / len(counts))
-    kernel = _smoothing_matrix(grid)
-    y, s = counts[there] / sums[there, None, None], noise / sums[there]
+    floor = 4 * noise * np.sqrt(bins / count)  # a class with less is not told from an empty one
+    there = np.flatnonzero(sums > floor)
+    hidden = np.flatnonzero(sums <= floor)
+    tables, totals, deviations = counts[there], sums[there], np.full(len(there), noise)
+    pooled = float(sums[hidden].sum())
+    together = pooled > floor * np.sqrt(len(hidden)) or not len(there)
+    if together:  # classes too small to be seen one by one are taken for alike, and get equal shares
+        tables = np.concatenate([tables, counts[hidden].sum(axis=0, keepdims=True)])
+        deviations = np.append(deviations, noise * np.sqrt(len(hidden)))
+        totals = np.append(totals, max(pooled, floor * np.sqrt(len(hidden)) / 4))
+    y, s, kernel = tables / totals[:, None, None], deviations / totals, _smoothing_matrix(grid)
+    fits = np.empty(y.shape)
     for block in np.array_split(np.arange(count), -(-count // _BLOCK)):
         reference = references(y[:, block], s, grid, kernel, directions[block])
         for c, shared in enumerate(reference):
-            fit = _least_risk(y[c, block], kernel, shared, float(s[c]), strength)
-            density[there[c], block] = fit @ kernel.T
+            fits[c, block] = _least_risk(y[c, block], kernel, shared, float(s[c]), strength) @ kernel.T
     # The tails hold noise and no records: a class's total is what its fit explains.
-    fits = density[there]
-    weights = np.zeros(len(counts))
-    weights[there] = sums[there] * (y * fits).sum(axis=(1, 2)) / (fits * fits).sum(axis=(1, 2))
+    totals *= np.maximum((y * fits).sum(axis=(1, 2)), 0.0) / (fits * fits).sum(axis=(1, 2))
+    density, weights = np.full(counts.shape, 1.0 / bins), np.zeros(len(counts))
+    density[there], weights[there] = fits[: len(there)], totals[: len(there)]
+    if together:
+        density[hidden], weights[hidden] = fits[-1], max(totals[-1], 1.0) / len(hidden)
     return density, weights / weights.sum()
 
 

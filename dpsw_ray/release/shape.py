@@ -100,13 +100,18 @@ def _moments(
     # The variance common to all directions first; what is left of it is a polynomial of degree 2 without constant.
     weight = gram[..., 1, 1]
     alone = variance + right[..., 1] / np.maximum(weight, 1e-300)
-    base = np.maximum((weight * alone).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-300), least)
+    base = (weight * alone).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-300)
+    # In the unit ball, the mean's squared norm and the variances of an orthonormal frame sum to at most one.
+    base = np.clip(base, least, 1.0 / dim)
     now = np.stack([mean, variance - base[:, None]], axis=-1)
     right = right + np.einsum("cklm,ckm->ckl", gram, now)
     kernels = [cosines, cosines**2 - 1.0 / dim]
-    sizes = np.stack([np.ones(len(y)), _anisotropy(weight, alone - base[:, None], kernels[1], base)], axis=1)
+    sizes = np.stack(
+        [np.full(len(y), 1.0 / dim), _anisotropy(weight, alone - base[:, None], kernels[1], base)], axis=1
+    )
     found = _posterior(gram, right, kernels, sizes)
-    mean = np.clip(found[..., 0], -1.0, 1.0)
+    mean = found[..., 0]
+    mean *= np.minimum(1.0, np.sqrt(1.0 / dim / np.maximum((mean**2).mean(axis=1), 1e-300)))[:, None]
     variance = np.clip(base[:, None] + found[..., 1], 0.1 * base[:, None], 6.0 * base[:, None])
     return mean, np.maximum(variance, least), base
 

@@ -14,7 +14,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LATTICE", "haar_frames", "iid_directions", "round_to_lattice"]
+__all__ = ["LATTICE", "haar_frames", "iid_directions", "round_to_lattice", "spread_frames"]
+
+_CANDIDATES = 64  # for each frame
+_MOST_COSINES = 1 << 27  # that choosing among candidates may cost; fewer candidates keep within it
 
 LATTICE = 2.0**-26
 """Spacing of the lattice that latents, directions and particles live on."""
@@ -46,6 +49,32 @@ def haar_frames(frames: int, dim: int, seed: int) -> NDArray[np.float64]:
     q, r = np.linalg.qr(rng.standard_normal((frames, dim, dim)))
     signs = np.sign(np.diagonal(r, axis1=1, axis2=2))
     return round_to_lattice((q * signs[:, None, :]).transpose(0, 2, 1).reshape(frames * dim, dim))
+
+
+def spread_frames(frames: int, dim: int, seed: int) -> NDArray[np.float64]:
+    """Haar frames of which each is chosen, among many, to lie apart from those before it.
+
+    Directions that nearly repeat each other tell little more than one of them. They are orthonormal frames like any
+    others, so the sensitivity is that of `haar_frames`. Chosen and not optimised: which frame is the best does not
+    depend on rounding errors.
+
+    Args:
+        frames: number m of frames.
+        dim: dimension d of the latents.
+        seed: public seed.
+
+    Returns:
+        Array of size [m * d, d], one unit direction a row, rounded to the lattice.
+    """
+    pairs = max(dim * dim * frames * (frames - 1) // 2, 1)
+    candidates = max(1, min(_CANDIDATES, _MOST_COSINES // pairs))
+    drawn = haar_frames(frames * candidates, dim, seed).reshape(frames, candidates, dim, dim)
+    chosen = np.empty((frames * dim, dim))
+    for i, candidate in enumerate(drawn):
+        cosines = candidate @ chosen[: i * dim].T
+        nearness = np.square(np.square(np.square(cosines))).sum(axis=(1, 2))
+        chosen[i * dim : (i + 1) * dim] = candidate[int(np.argmin(nearness))]
+    return chosen
 
 
 def iid_directions(count: int, dim: int, entropy: str) -> NDArray[np.float64]:
