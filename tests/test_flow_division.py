@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,8 +116,6 @@ def test_wiener_noise_belongs_to_the_particle() -> None:
 
 @pytest.mark.parametrize("sphere", [True, False])
 def test_a_step_on_a_device_ends_a_lattice_step_away_at_most(sphere: bool) -> None:
-    import torch
-
     course = Course(FlowConfig(diffusion=1e-2), 35, 48, 1, sphere, 3)
     start = initial(500, 48, sphere, 3)
     start[0] = 0.0
@@ -125,6 +124,16 @@ def test_a_step_on_a_device_ends_a_lattice_step_away_at_most(sphere: bool) -> No
     for step in (course.step(0), Course(FlowConfig(), 35, 48, 1, sphere, 3).step(0)):
         found = step.on_device(torch.from_numpy(start), torch.from_numpy(total)).numpy()
         assert np.abs(found - step(start, total)).max() <= LATTICE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("parallel", MODES)
+def test_cuda_moves_particles_as_the_cpu_does(parallel: str) -> None:
+    expected = flow([targets()], parallel, 2, kernel="numba", diffusion=1e-3)
+    found = flow([targets()], parallel, 2, kernel="torch", diffusion=1e-3)
+    assert np.abs(found.particles - expected.particles).max() < 1e-5
+    assert found.distances == pytest.approx(expected.distances, abs=1e-5)
+    assert same(flow([targets()], parallel, 2, kernel="torch", diffusion=1e-3), found)
 
 
 def test_resuming_in_another_division_gives_the_bits_of_an_uninterrupted_run(tmp_path: Path) -> None:

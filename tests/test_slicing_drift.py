@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from dpsw_ray.slicing import drift_torch
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT, Slices, drift_reference
-from dpsw_ray.slicing.drift_numba import drift_numba
-from dpsw_ray.slicing.drift_torch import TorchDrift
+from dpsw_ray.slicing.drift_numba import NumbaBlock, drift_numba, map_histograms
+from dpsw_ray.slicing.drift_torch import TorchBlock, TorchDrift
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
@@ -77,6 +80,50 @@ def test_cuda_agrees_with_the_cpu(sizes: tuple[int, int, int, int, float]) -> No
     cuda_total, cuda_cost = TorchDrift(slices, "cuda")(x, offsets)
     assert np.abs(cuda_total - total).max() * DRIFT_UNIT < 1e-6
     assert np.abs(cuda_cost - cost).max() * COST_UNIT < 1e-6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("sizes", CASES)
+def test_blocks_of_particles_count_alike_and_move_alike(
+    sizes: tuple[int, int, int, int, float], device: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Histograms of blocks add up to those of all particles, and what they say moves each as it would move there."""
+    monkeypatch.setattr(drift_torch, "_ROWS", 300)
+    x, offsets, slices = case(*sizes, OFFSETS[1])
+    expected, cost = drift_numba(x, offsets, slices)
+    cut = len(x) // 3
+    ends = [np.clip(offsets, a, b) - a for a, b in ((0, cut), (cut, len(x)))]
+    blocks: list[Any] = [NumbaBlock(x[:cut], ends[0], threads), TorchBlock(x[cut:], ends[1], device)]
+    assert all(block.at_once() % 16 == 0 for block in blocks)
+    found = np.zeros_like(cost)
+    first = -(-len(slices.directions) // 3)
+    for part in (slices.select(slice(0, first)), slices.select(slice(first, None))):
+        if not len(part.directions):
+            continue
+        counts = sum(block.count(part) for block in blocks)
+        nodes, more = map_histograms(counts, np.diff(offsets), part)
+        found += more
+        for block in blocks:
+            block.displace(nodes)
+    assert np.array_equal(found, cost)
+    totals: list[NDArray[np.int64]] = []
+
+    class Note:
+        """A step that stays where it is, and says what it was asked to move."""
+
+        def __call__(self, particles: Any, total: Any, first: int) -> Any:
+            totals.append(total.copy())
+            return particles
+
+        def on_device(self, particles: Any, total: Any, first: int) -> Any:
+            totals.append(total.cpu().numpy())
+            return particles
+
+    for block in blocks:
+        block.move(Note())
+    assert np.array_equal(np.concatenate(totals), expected)
+    assert np.array_equal(np.concatenate([block.positions() for block in blocks]), x)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7, 64])

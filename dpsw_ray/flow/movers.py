@@ -21,7 +21,8 @@ from dpsw_ray.slicing.drift_numba import map_histograms
 __all__ = ["Mover", "open_mover"]
 
 _CALL_S = 0.5  # of steps in one call: what a person waits to see that something moves
-_MOST_LOSSES = 20  # of blocks without a new step: what dies that often dies of the step itself
+_REPEATED = 5  # steps that are repeated before the driver knows their particles: another loss costs no more
+_MOST_LOSSES = 5  # one after the other at the same step: what dies that often dies of the step itself
 
 Costs = list[NDArray[np.int64]]
 T = TypeVar("T")
@@ -186,16 +187,22 @@ class _Blocks:
     def _there(self, act: Callable[[], T | None]) -> T:
         """Acts after the last step that was taken; brings workers back there first when one has lost its block."""
         while True:
-            while self._step < self._furthest:
-                if self._take(self._furthest - self._step) is None:
-                    break
-            else:
-                result = act()
-                if result is not None:
-                    if self._step > self._furthest:
-                        self._furthest, self._losses = self._step, 0
-                    return result
+            if self._step < self._furthest:
+                count = min(_REPEATED, self._furthest - self._step)
+                if (parts := self._repeat(self._step + count)) is not None:
+                    self._known, self._losses = (self._step, np.concatenate(parts)), 0
+                    continue
+            elif (result := act()) is not None:
+                if self._step > self._furthest:
+                    self._furthest, self._losses = self._step, 0
+                return result
             self._load()
+
+    def _repeat(self, goal: int) -> list[NDArray[np.float64]] | None:
+        while self._step < goal:
+            if self._take(goal - self._step) is None:
+                return None
+        return self._collect()
 
     def _load(self) -> None:
         step, particles = self._known

@@ -315,6 +315,10 @@ class NumbaBlock:
         self._x = np.zeros((self._dim + -self._dim % _LANES, n))
         for s in range(0, n, ROWS):
             self._x[: self._dim, s : s + ROWS] = particles[s : s + ROWS].T
+        self._total: NDArray[np.int64]
+        self._z: NDArray[np.float64]
+        self._bins_of: NDArray[np.int16]
+        self._theta: NDArray[np.float64]
         self._rest()
 
     def at_once(self) -> int:
