@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-KILLS = int(os.environ.get("DPSW_KILLS", "5"))
+KILLS = int(os.environ.get("DPSW_KILLS", "4"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
 VICTIMS = ("actor", "node", "driver")
 MOMENTS = {
@@ -210,7 +210,7 @@ class Attack:
         self.victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
         self.random.shuffle(self.victims)
         self.lengths: dict[str, float] = {}
-        self.times: Counter[str] = Counter()
+        self.times: dict[tuple[tuple[str, ...], str], int] = {}
         self.made: Counter[str] = Counter()
         self.when: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -224,7 +224,7 @@ class Attack:
             pairs = zip(driver.said(begin), driver.said(end), strict=False)
             length = max((stop - start for start, stop in pairs), default=0.1)  # a seed needs no preparation
             self.lengths[begin] = max(self.lengths.get(begin, 0.0), round(length, 3))
-            self.times[begin] = max(self.times[begin], len(driver.said(begin)), 1)
+            self.times[overrides, begin] = max(len(driver.said(begin)), 1)
         return particles(folder)
 
     def run(self, reference: np.ndarray | None, *overrides: str) -> None:
@@ -240,7 +240,9 @@ class Attack:
         log = []
         moments = [moment for moment in MOMENTS if reference is None or moment != "call prepare"]
         for moment in sorted(self.random.choices(moments, k=self.random.randint(2, 4)), key=moments.index):
-            if not self.victims or not driver.until(moment, self.random.randint(1, self.times[moment])):
+            if not self.victims or not driver.until(
+                moment, self.random.randint(1, self.times[overrides, moment])
+            ):
                 break
             time.sleep(self.random.uniform(0.0, 1.2 * self.lengths[moment]))
             victim = self.victims.pop()
