@@ -23,10 +23,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+
+from dpsw_ray.config import FlowConfig
 
 KILLS = int(os.environ.get("DPSW_KILLS", "4"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
@@ -45,6 +47,8 @@ OVERRIDES = (
     "flow.particles=3000", "flow.steps=120", "flow.patience=1000", "release.frames=80",
 )  # fmt: skip
 ROWS = ("method=dpswflow-r", "release.batch=100", "release.epochs=12", "release.frames=8")
+WAYS = get_args(FlowConfig.model_fields["parallel"].annotation)
+"""To divide the flow among workers: the same particles by each."""
 END_S = 240.0
 FASHION = os.environ.get("DPSW_FASHION_HOME")
 
@@ -233,7 +237,7 @@ class Attack:
         folder = self._folder(name)
         for latents in self.folder.glob("home/**/private/latents"):
             shutil.rmtree(latents)  # encoded anew in every run
-        keys = [*self._own(folder), *overrides]
+        keys = [*self._own(folder), *overrides, f"flow.parallel={self.random.choice(WAYS)}"]
         if reference is not None:
             keys.append("privacy.noise_seed=3")
         driver = Driver(self.nodes, folder, *keys)
