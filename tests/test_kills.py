@@ -39,7 +39,7 @@ MOMENTS = {
     "Releasing": "Moving particles",
     "call prepare": "done prepare",
     "call contribute": "done contribute",
-    "Moving particles": "Moving particles:",
+    "Moving particles …": "sliced W2 to the release",
 }
 """What a driver says when something begins and when it has ended; calls into the private wing are added by `drive`."""
 OVERRIDES = (
@@ -243,7 +243,9 @@ class Attack:
         driver = Driver(self.nodes, folder, *keys)
         log = []
         moments = [moment for moment in MOMENTS if reference is None or moment != "call prepare"]
-        for moment in sorted(self.random.choices(moments, k=self.random.randint(2, 4)), key=moments.index):
+        weights = [3 if moment.startswith("Moving") else 1 for moment in moments]
+        picked = self.random.choices(moments, weights, k=self.random.randint(2, 4))
+        for moment in sorted(picked, key=moments.index):
             if not self.victims or not driver.until(
                 moment, self.random.randint(1, self.times[overrides, moment])
             ):
