@@ -317,6 +317,25 @@ def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
     assert sum(attack.made.values()) == KILLS
 
 
+def test_what_would_be_wrong_is_found(tmp_path: Path) -> None:
+    from dpsw_ray.privacy.events import GaussianEvent
+    from dpsw_ray.privacy.ledger import Ledger
+
+    book = Ledger(tmp_path / "ledger.sqlite")
+    book.register("d", "replace_one", "record", 1e-5)
+    book.charge("d", [GaussianEvent("release", {"replace_one": 1.0}, 10.0)], "run", release_id="paid")
+
+    def seen(*notes: tuple[str, int, str]) -> list[str]:
+        names = ("release", "number", "digest")
+        lines = [json.dumps({**dict(zip(names, note, strict=True)), "charged": True}) for note in notes]
+        (tmp_path / "seen").write_text("\n".join(lines))
+        return list(problems(tmp_path))
+
+    assert not seen(("paid", 0, "a"), ("paid", 0, "a"), ("paid", 1, "b"))
+    assert seen(("paid", 0, "a"), ("paid", 0, "b")) == ["2 noises of message 0 for the one charge of paid"]
+    assert seen(("free", 0, "a")) == ["release free was drawn unpaid"]
+
+
 @pytest.mark.skipif(FASHION is None, reason="DPSW_FASHION_HOME names no home for data, encoder and latents")
 def test_three_nodes_run_fashion_mnist_from_end_to_end(nodes: Nodes, tmp_path: Path) -> None:
     """`configs/fashion_mnist.yaml` as it is, but for its place, its noise, and workers on both nodes."""
