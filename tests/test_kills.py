@@ -23,12 +23,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-KILLS = int(os.environ.get("DPSW_KILLS", "5"))
+from dpsw_ray.config import FlowConfig
+
+KILLS = int(os.environ.get("DPSW_KILLS", "4"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
 VICTIMS = ("actor", "node", "driver")
 MOMENTS = {
@@ -37,7 +39,7 @@ MOMENTS = {
     "Releasing": "Moving particles",
     "call prepare": "done prepare",
     "call contribute": "done contribute",
-    "Moving particles": "Moving particles:",
+    "Moving particles …": "sliced W2 to the release",
 }
 """What a driver says when something begins and when it has ended; calls into the private wing are added by `drive`."""
 OVERRIDES = (
@@ -45,6 +47,8 @@ OVERRIDES = (
     "flow.particles=3000", "flow.steps=120", "flow.patience=1000", "release.frames=80",
 )  # fmt: skip
 ROWS = ("method=dpswflow-r", "release.batch=100", "release.epochs=12", "release.frames=8")
+WAYS = get_args(FlowConfig.model_fields["parallel"].annotation)
+"""To divide the flow among workers: the same particles by each."""
 END_S = 240.0
 FASHION = os.environ.get("DPSW_FASHION_HOME")
 
@@ -210,7 +214,7 @@ class Attack:
         self.victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
         self.random.shuffle(self.victims)
         self.lengths: dict[str, float] = {}
-        self.times: Counter[str] = Counter()
+        self.times: dict[tuple[tuple[str, ...], str], int] = {}
         self.made: Counter[str] = Counter()
         self.when: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -224,7 +228,7 @@ class Attack:
             pairs = zip(driver.said(begin), driver.said(end), strict=False)
             length = max((stop - start for start, stop in pairs), default=0.1)  # a seed needs no preparation
             self.lengths[begin] = max(self.lengths.get(begin, 0.0), round(length, 3))
-            self.times[begin] = max(self.times[begin], len(driver.said(begin)), 1)
+            self.times[overrides, begin] = max(len(driver.said(begin)), 1)
         return particles(folder)
 
     def run(self, reference: np.ndarray | None, *overrides: str) -> None:
@@ -233,14 +237,18 @@ class Attack:
         folder = self._folder(name)
         for latents in self.folder.glob("home/**/private/latents"):
             shutil.rmtree(latents)  # encoded anew in every run
-        keys = [*self._own(folder), *overrides]
+        keys = [*self._own(folder), *overrides, f"flow.parallel={self.random.choice(WAYS)}"]
         if reference is not None:
             keys.append("privacy.noise_seed=3")
         driver = Driver(self.nodes, folder, *keys)
         log = []
         moments = [moment for moment in MOMENTS if reference is None or moment != "call prepare"]
-        for moment in sorted(self.random.choices(moments, k=self.random.randint(2, 4)), key=moments.index):
-            if not self.victims or not driver.until(moment, self.random.randint(1, self.times[moment])):
+        weights = [3 if moment.startswith("Moving") else 1 for moment in moments]
+        picked = self.random.choices(moments, weights, k=self.random.randint(2, 4))
+        for moment in sorted(picked, key=moments.index):
+            if not self.victims or not driver.until(
+                moment, self.random.randint(1, self.times[overrides, moment])
+            ):
                 break
             time.sleep(self.random.uniform(0.0, 1.2 * self.lengths[moment]))
             victim = self.victims.pop()
@@ -307,6 +315,25 @@ def test_kills_at_random_moments_change_no_particle_and_draw_no_second_noise(
     )
     assert not attack.problems, "\n\n".join(attack.problems)
     assert sum(attack.made.values()) == KILLS
+
+
+def test_what_would_be_wrong_is_found(tmp_path: Path) -> None:
+    from dpsw_ray.privacy.events import GaussianEvent
+    from dpsw_ray.privacy.ledger import Ledger
+
+    book = Ledger(tmp_path / "ledger.sqlite")
+    book.register("d", "replace_one", "record", 1e-5)
+    book.charge("d", [GaussianEvent("release", {"replace_one": 1.0}, 10.0)], "run", release_id="paid")
+
+    def seen(*notes: tuple[str, int, str]) -> list[str]:
+        names = ("release", "number", "digest")
+        lines = [json.dumps({**dict(zip(names, note, strict=True)), "charged": True}) for note in notes]
+        (tmp_path / "seen").write_text("\n".join(lines))
+        return list(problems(tmp_path))
+
+    assert not seen(("paid", 0, "a"), ("paid", 0, "a"), ("paid", 1, "b"))
+    assert seen(("paid", 0, "a"), ("paid", 0, "b")) == ["2 noises of message 0 for the one charge of paid"]
+    assert seen(("free", 0, "a")) == ["release free was drawn unpaid"]
 
 
 @pytest.mark.skipif(FASHION is None, reason="DPSW_FASHION_HOME names no home for data, encoder and latents")

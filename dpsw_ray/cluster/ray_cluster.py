@@ -159,7 +159,7 @@ class RayCluster:
                 notice = None
             elif waiting:
                 why = (
-                    f"no answer for {limit:.3g} s (cluster.call_timeout_s is {self._config.call_timeout_s:g})"
+                    f"no answer for {limit:.0f} s (cluster.call_timeout_s is {self._config.call_timeout_s:g})"
                 )
                 for rank in waiting:
                     self._lose(rank, doing, why)
