@@ -52,6 +52,10 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _or_auto(value: Any) -> Any:
+    return value if value == "auto" else _number(value)
+
+
 def _step_size(value: Any) -> Any:
     value = _number(value)
     if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
@@ -203,15 +207,31 @@ class PrivacyConfig(Section):
 
 
 class ReleaseConfig(Section):
-    """What is released. Histograms: frames, bins, smoothing, classes. Noisy projections: law, directions."""
+    """What is released. Histograms: frames, bins, smoothing, classes. Noisy projections: law, directions.
 
-    frames: Whole = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
+    `auto` leaves frames, bins and smoothing to the planner (dpswflow-h); elsewhere it stands for 16, 32 and 1.
+    """
+
+    frames: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_or_auto)] = Field(
+        16, description="orthonormal frames m; directions K = m * latent dimension"
+    )
     law: Literal["haar", "iid"] = Field("haar", description="noisy projections: the law of the directions")
     directions: Whole | None = Field(
         None, ge=1, description="noisy projections: K, rounded up to whole frames under haar; default: frames"
     )
-    bins: Whole = Field(32, ge=2, le=4096, description="cells per direction, the room for the tails included")
-    smoothing: Real = Field(1.0, ge=0.0, le=64.0, description="sigma, in bin widths")
+    bins: Annotated[Annotated[int, Field(ge=2, le=4096)] | Literal["auto"], BeforeValidator(_or_auto)] = (
+        Field(32, description="cells per direction, the room for the tails included")
+    )
+    smoothing: Annotated[
+        Annotated[float, Field(ge=0.0, le=64.0, allow_inf_nan=False)] | Literal["auto"],
+        BeforeValidator(_or_auto),
+    ] = Field(1.0, description="sigma, in bin widths")
+    expected_records: Whole | None = Field(
+        None,
+        ge=1,
+        description="public guess of the private records' number, for auto where it is protected or not known yet; "
+        "default: 30,000",
+    )
     class_conditional: bool = True
     sampling: Literal["partition", "poisson"] = Field(
         "partition",
@@ -226,6 +246,8 @@ class ReleaseConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ReleaseConfig:
+        if self.bins == "auto" or self.smoothing == "auto":
+            return self
         margin = math.ceil(4 * self.smoothing)
         if self.bins - 2 * margin < 2:
             raise ValueError(

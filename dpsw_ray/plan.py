@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dpsw_ray.config import RunConfig
@@ -10,6 +11,7 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
+from dpsw_ray.release.planner import ASSUMED_RECORDS, Choice, choose
 from dpsw_ray.release.rows import RowPlan
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
@@ -39,6 +41,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
     """
     r, p = config.release, config.privacy
     conditional = r.class_conditional and classes > 0
+    shape = _shape(config, classes if conditional else 1, records)
     common: dict[str, Any] = {
         "release_id": release_id,
         "dim": dim,
@@ -48,7 +51,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
         "seed": config.seed,
     }
     if config.release_kind == "rows":
-        wanted = r.directions or r.frames * dim
+        wanted = r.directions or shape.frames * dim
         repeated = config.method != "dpswflow"
         return RowPlan.make(
             **common,
@@ -58,14 +61,34 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
             batches=_batches(records, r.batch) if repeated else 1,
         )
     common |= {
-        "frames": r.frames,
-        "grid": BinGrid(r.bins, r.smoothing),
+        "frames": shape.frames,
+        "grid": shape.grid,
         "classes": classes if conditional else 1,
         "class_conditional": conditional,
     }
     if config.release_kind == "sampled":
         return SampledHistogramPlan.make(**common, rounds=r.rounds, rate=r.rate)
     return HistogramPlan.make(**common, noise=p.noise)
+
+
+def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
+    """Frames and grid: the config's, or the planner's where the config says `auto`; with the predicted distance."""
+    r, p = config.release, config.privacy
+    frames = None if r.frames == "auto" else r.frames
+    bins = None if r.bins == "auto" else r.bins
+    smoothing = None if r.smoothing == "auto" else r.smoothing
+    if config.release_kind != "histograms":  # the model is of one table
+        return Choice(frames or 16, BinGrid(bins or 32, 1.0 if smoothing is None else smoothing), math.nan)
+    return choose(
+        records=records or r.expected_records or ASSUMED_RECORDS,
+        classes=classes,
+        relation=p.relation,
+        epsilon=p.epsilon,
+        delta=p.delta,
+        frames=frames,
+        bins=bins,
+        smoothing=smoothing,
+    )
 
 
 def _batches(records: int | None, batch: int) -> int:
@@ -112,6 +135,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
             "cells": rounds * blocks * directions * bins
             if known
             else f"{rounds * directions * bins} per class",
+            **_predicted(config, blocks, info),
         },
         "noise": _noise(plan),
         "privacy": spent.to_dict(),
@@ -135,6 +159,22 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     else:
         described["ledger"] = {"account": name, "charges": 0, "epsilon with this run": spent.epsilon.upper}
     return described
+
+
+def _predicted(config: RunConfig, classes: int, info: DatasetInfo | None) -> dict[str, Any]:
+    """How close the planner expects the particles to come, and what it chose by."""
+    if config.release_kind != "histograms":
+        return {}
+    r = config.release
+    records = None if info is None else info.private_count
+    choice = _shape(config, classes, records)
+    told = "chosen" if "auto" in (r.frames, r.bins, r.smoothing) else "predicted"
+    number = records or r.expected_records or ASSUMED_RECORDS
+    return {
+        "predicted sliced W2": f"{choice.distance:.2g}, between particles and private latents",
+        told: f"for {number:,} records in {classes} class{'es' if classes > 1 else ''}"
+        + ("" if records else " (assumed: release.expected_records)"),
+    }
 
 
 def _noise(plan: ReleasePlan) -> dict[str, Any]:

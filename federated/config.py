@@ -44,8 +44,12 @@ class FederatedPrivacyConfig(PrivacyConfig):
 class FederatedReleaseConfig(ReleaseConfig):
     """What is released: directions in whole frames, and dpswflow-r in rounds of users."""
 
+    frames: Whole = Field(16, ge=1, description="orthonormal frames m; directions K = m * latent dimension")
+    bins: Whole = Field(32, ge=2, le=4096, description="cells per direction, the tails' room included")
+    smoothing: Real = Field(1.0, ge=0.0, le=64.0, description="sigma, in bin widths")
     law: Literal["haar"] = "haar"
     directions: None = None
+    expected_records: None = None
     sampling: Literal["poisson"] = "poisson"
 
 

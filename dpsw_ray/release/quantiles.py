@@ -25,7 +25,7 @@ from dpsw_ray.release.simplex import mirror_descent
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
-__all__ = ["Targets", "denoise"]
+__all__ = ["Targets", "denoise", "smoothing_matrix"]
 
 Array = NDArray[np.float64]
 
@@ -93,13 +93,15 @@ def _fitted(
     there = np.flatnonzero(sums > floor)
     hidden = np.flatnonzero(sums <= floor)
     tables, totals, deviations = counts[there], sums[there], np.full(len(there), noise)
-    pooled = float(sums[hidden].sum())
-    together = pooled > floor * np.sqrt(len(hidden)) or not len(there)
+    pooled, pooled_floor = float(sums[hidden].sum()), floor / 2 * np.sqrt(len(hidden))
+    together = len(hidden) > 0 and pooled > pooled_floor
     if together:  # classes too small to be seen one by one are taken for alike, and get equal shares
         tables = np.concatenate([tables, counts[hidden].sum(axis=0, keepdims=True)])
         deviations = np.append(deviations, noise * np.sqrt(len(hidden)))
-        totals = np.append(totals, max(pooled, floor * np.sqrt(len(hidden)) / 4))
-    y, s, kernel = tables / totals[:, None, None], deviations / totals, _smoothing_matrix(grid)
+        totals = np.append(totals, pooled)
+    if not len(tables):
+        return np.full(counts.shape, 1.0 / bins), np.full(len(counts), 1.0 / len(counts))
+    y, s, kernel = tables / totals[:, None, None], deviations / totals, smoothing_matrix(grid)
     fits = np.empty(y.shape)
     for block in np.array_split(np.arange(count), -(-count // _BLOCK)):
         reference = references(y[:, block], s, grid, kernel, directions[block])
@@ -135,7 +137,7 @@ def _least_risk(y: Array, kernel: Array, reference: Array, noise: float, strengt
     return kept if strength == 1 else mirror_descent(y, kernel, reference, noise, strength * best, kept)
 
 
-def _smoothing_matrix(grid: BinGrid) -> Array:
+def smoothing_matrix(grid: BinGrid) -> Array:
     """Array of size [bins, inner bins]: where the mass of each inner bin is released, phases averaged."""
     inner = grid.bins - 2 * grid.margin
     column = grid.table.mean(axis=0) / SCALE

@@ -85,7 +85,7 @@ def _moments(
     mean: Array, variance: Array, base: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """One Gauss-Newton step of means and variances [C, K]; the last is the variance without its anisotropy."""
-    width, dim = ends[1] - ends[0], round(1 / float(np.mean(cosines**2)))
+    width, dim = ends[1] - ends[0], 1.0 / float(np.mean(cosines**2))  # of orthonormal frames, exactly
     least = (_SMALLEST_SD * width) ** 2
     shift, stretch = 0.1 * width, 1.05
 
@@ -97,18 +97,26 @@ def _moments(
     by_variance = (seen(mean, wider) - seen(mean, narrower)) / (wider - narrower)[..., None]
     slopes = np.stack([by_mean, by_variance], axis=-1)
     gram, right = _normal_equations(slopes, y - seen(mean, variance), noise)
-    # The variance common to all directions first; what is left of it is a polynomial of degree 2 without constant.
-    weight = gram[..., 1, 1]
-    alone = variance + right[..., 1] / np.maximum(weight, 1e-300)
-    base = (weight * alone).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-300)
-    # In the unit ball, the mean's squared norm and the variances of an orthonormal frame sum to at most one.
-    base = np.clip(base, least, 1.0 / dim)
-    now = np.stack([mean, variance - base[:, None]], axis=-1)
-    right = right + np.einsum("cklm,ckm->ckl", gram, now)
+    slice_weight = np.maximum(gram[..., [0, 1], [0, 1]], 1e-300)
+    alone = np.stack([mean, variance], axis=-1) + right / slice_weight
+    # The variance common to all directions first: in the unit ball the mean's squared norm and the variances along
+    # an orthonormal frame sum to at most one (on the sphere to one), which says something where the noise does not.
+    weight = slice_weight[..., 1]
+    expected = 1.0 / dim - (mean**2).mean(axis=1)
+    base = (weight * alone[..., 1]).sum(axis=1) + expected * dim**2
+    base = np.clip(base / (weight.sum(axis=1) + dim**2), least, 1.0 / dim)
+    alone[..., 1] -= base[:, None]
+    # What is left of it is a polynomial of degree 2 without constant.
     kernels = [cosines, cosines**2 - 1.0 / dim]
     sizes = np.stack(
-        [np.full(len(y), 1.0 / dim), _anisotropy(weight, alone - base[:, None], kernels[1], base)], axis=1
+        [
+            np.clip(_size(slice_weight[..., 0], alone[..., 0], kernels[0]), 1e-4 / dim, 1.0 / dim),
+            np.clip(_size(weight, alone[..., 1], kernels[1]), (0.02 * base) ** 2, base**2),
+        ],
+        axis=1,
     )
+    now = np.stack([mean, variance - base[:, None]], axis=-1)
+    right = right + np.einsum("cklm,ckm->ckl", gram, now)
     found = _posterior(gram, right, kernels, sizes)
     mean = found[..., 0]
     mean *= np.minimum(1.0, np.sqrt(1.0 / dim / np.maximum((mean**2).mean(axis=1), 1e-300)))[:, None]
@@ -116,12 +124,18 @@ def _moments(
     return mean, np.maximum(variance, least), base
 
 
-def _anisotropy(weight: Array, excess: Array, kernel: Array, base: Array) -> Array:
-    """Size of the variance's anisotropy by class [C]: from how much pairs of directions agree on it."""
-    seen = np.einsum("cj,jk,ck->c", weight * excess, kernel, weight * excess)
-    noise = weight @ np.diagonal(kernel)
-    scale = np.einsum("cj,jk,ck->c", weight, kernel**2, weight)
-    return np.asarray(np.maximum((seen - noise) / np.maximum(scale, 1e-300), (0.02 * base) ** 2))
+def _size(weight: Array, alone: Array, kernel: Array) -> Array:
+    """Size [C] of a prior covariance size * kernel: from how much pairs of directions agree.
+
+    Args:
+        weight: array of size [C, K]: inverse variances of the noise on `alone`.
+        alone: array of size [C, K]: what each slice says by itself.
+        kernel: array of size [K, K].
+    """
+    heavy = weight * alone
+    seen = np.einsum("cj,jk,ck->c", heavy, kernel, heavy, optimize=True) - weight @ np.diagonal(kernel)
+    scale = np.einsum("cj,jk,ck->c", weight, kernel**2, weight, optimize=True)
+    return np.asarray(seen / np.maximum(scale, 1e-300))
 
 
 def _reshaped(
