@@ -21,7 +21,7 @@ from dpsw_ray.slicing.drift_numba import map_histograms
 __all__ = ["Mover", "open_mover"]
 
 _CALL_S = 0.5  # of steps in one call: what a person waits to see that something moves
-_PIECE_BYTES = 32 << 20  # of particles in one call: more would stand in memory beside the block
+_PIECE_BYTES = 8 << 20  # of particles in one call: more would stand in memory beside the block
 _REPEATED = 5  # steps that are repeated before the driver knows their particles: another loss costs no more
 _MOST_LOSSES = 5  # one after the other at the same step: what dies that often dies of the step itself
 
