@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dpsw_ray.cluster import Cluster, LocalCluster, WorkerDied, WorkerGroup, open_cluster
 from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.flow import movers
 from dpsw_ray.flow.division import divide
 from dpsw_ray.flow.particles import initial
 from dpsw_ray.flow.solver import FlowResult, _certain, _stalled, solve
@@ -62,6 +63,7 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(drift_numba, "_SMALL_BYTES", 0)
         monkeypatch.setattr(drift_numba, "_CLOSE_GROUPS", 1)
         monkeypatch.setattr(drift_numba, "_HELD_BYTES", 1)
+        monkeypatch.setattr(movers, "_PIECE_BYTES", 8 * 5 * 50)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ class Forgetful:
 
     def call(self, method: str, args: Any = (), *, retry: bool = False) -> list[Any]:
         self._calls += 1
-        if method != "load" and self._when(self._calls):
+        if self._when(self._calls):
             rank = self._calls % self.size
             self._group._parts[rank] = self._build()._parts[rank]  # type: ignore[attr-defined]
             self.lost += 1
@@ -230,18 +232,23 @@ def test_a_block_that_is_somewhere_else_moves_nothing() -> None:
     goal = targets()
     course = Course(FlowConfig(), len(goal.slices.directions), 5, 1, True, 3)
     worker = BlockWorker([goal.slices], course, "numba")
-    assert worker.turn(0, 0, 35, None) is worker.advance(0, 1) is worker.positions(0) is None
     start = initial(20, 5, True, 3)
-    worker.load(0, start, np.array([0, 5, 5, 20]), 0, (0, 3))
+    assert worker.turn(0, 0, 35, None) is worker.advance(0, 1) is worker.positions(0, 0, 20) is None
+    assert worker.put(0, 0, start) is None
+    worker.load(0, np.array([0, 5, 5, 20]), 0, (0, 3))
+    assert worker.put(1, 0, start) is worker.put(0, 5, start[5:]) is None
+    assert worker.put(0, 0, start[:8])
+    assert worker.turn(0, 0, 35, None) is worker.put(0, 0, start[:8]) is None
+    assert worker.put(0, 8, start[8:])
     nodes = np.zeros((3, 35, 33))
     assert worker.turn(1, 0, 35, None) is worker.turn(0, 0, 35, nodes) is worker.finish(0, nodes) is None
     counts = worker.turn(0, 0, 35, None)
     assert counts is not None
     assert counts[0].sum(axis=2).tolist() == [[5] * 35, [0] * 35, [15] * 35]
-    assert worker.turn(0, 0, 35, None) is worker.advance(1, 1) is worker.positions(1) is None
+    assert worker.turn(0, 0, 35, None) is worker.advance(1, 1) is worker.positions(1, 0, 20) is None
     assert worker.finish(1, nodes)
     assert worker.finish(1, nodes) is None
-    positions = worker.positions(1)
+    positions = worker.positions(1, 0, 20)
     assert positions is not None
     assert np.abs(positions - start).max() <= 2 * LATTICE  # nowhere to go, and back onto the sphere
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.cluster.groups import Cluster, WorkerDied, WorkerGroup
+from dpsw_ray.cluster.groups import Args, Cluster, WorkerDied, WorkerGroup
 from dpsw_ray.flow.division import Division
 from dpsw_ray.flow.step import Course
 from dpsw_ray.flow.worker import BlockWorker, DriftWorker
@@ -21,6 +21,7 @@ from dpsw_ray.slicing.drift_numba import map_histograms
 __all__ = ["Mover", "open_mover"]
 
 _CALL_S = 0.5  # of steps in one call: what a person waits to see that something moves
+_PIECE_BYTES = 8 << 20  # of particles in one call: more would stand in memory beside the block
 _REPEATED = 5  # steps that are repeated before the driver knows their particles: another loss costs no more
 _MOST_LOSSES = 5  # one after the other at the same step: what dies that often dies of the step itself
 
@@ -173,7 +174,7 @@ class _Blocks:
 
     def particles(self) -> NDArray[np.float64]:
         if self._known[0] != self._furthest:
-            self._known = self._furthest, np.concatenate(self._there(self._collect))
+            self._known = self._furthest, self._there(self._collect)
         return self._known[1]
 
     def close(self) -> None:
@@ -189,8 +190,8 @@ class _Blocks:
         while True:
             if self._step < self._furthest:
                 count = min(_REPEATED, self._furthest - self._step)
-                if (parts := self._repeat(self._step + count)) is not None:
-                    self._known, self._losses = (self._step, np.concatenate(parts)), 0
+                if (particles := self._repeat(self._step + count)) is not None:
+                    self._known, self._losses = (self._step, particles), 0
                     continue
             elif (result := act()) is not None:
                 if self._step > self._furthest:
@@ -198,20 +199,34 @@ class _Blocks:
                 return result
             self._load()
 
-    def _repeat(self, goal: int) -> list[NDArray[np.float64]] | None:
+    def _repeat(self, goal: int) -> NDArray[np.float64] | None:
         while self._step < goal:
             if self._take(goal - self._step) is None:
                 return None
         return self._collect()
 
     def _load(self) -> None:
-        step, particles = self._known
-        self._step, self._nodes = step, None
-        loads = [
-            (step, particles[block["rows"]], block["offsets"], block["rows"].start, block["classes"])
-            for block in self._blocks
-        ]
-        self._at_once = min(self._workers.call("load", loads, retry=True))
+        """Gives every worker its block of the particles that are known."""
+        (step, particles), placed = self._known, False
+        while not placed:
+            self._step, self._nodes = step, None
+            loads = [
+                (step, block["offsets"], block["rows"].start, block["classes"]) for block in self._blocks
+            ]
+            self._at_once = min(self._workers.call("load", loads, retry=True))
+            placed = all(
+                self._ask("put", [(step, first, particles[rows]) for first, rows in pieces]) is not None
+                for pieces in self._pieces()
+            )
+
+    def _pieces(self) -> Iterator[list[tuple[int, slice]]]:
+        """For every block where a piece of it begins, and the rows of all particles that it is; piece by piece."""
+        each = max(1, _PIECE_BYTES // (8 * self._course.dim))
+        sizes = [block["rows"].stop - block["rows"].start for block in self._blocks]
+        for first in range(0, max(sizes), each):
+            bounds = [(min(first, size), min(first + each, size)) for size in sizes]
+            starts = [block["rows"].start for block in self._blocks]
+            yield [(a, slice(start + a, start + b)) for start, (a, b) in zip(starts, bounds, strict=True)]
 
     def _take(self, count: int) -> Costs | None:
         """Takes at most `count` steps; None when a worker has lost its block."""
@@ -250,14 +265,22 @@ class _Blocks:
         self._step += 1
         return cost
 
-    def _collect(self) -> list[NDArray[np.float64]] | None:
+    def _collect(self) -> NDArray[np.float64] | None:
         if self._nodes is not None:
             if self._ask("finish", (self._step, self._nodes)) is None:
                 return None
             self._nodes = None
-        return self._ask("positions", (self._step,))
+        particles = np.empty((int(self._offsets[-1]), self._course.dim))
+        for pieces in self._pieces():
+            wanted = [(self._step, first, first + rows.stop - rows.start) for first, rows in pieces]
+            parts = self._ask("positions", wanted)
+            if parts is None:
+                return None
+            for (_, rows), part in zip(pieces, parts, strict=True):
+                particles[rows] = part
+        return particles
 
-    def _ask(self, method: str, args: tuple[Any, ...]) -> list[Any] | None:
+    def _ask(self, method: str, args: Args) -> list[Any] | None:
         answers = self._workers.call(method, args, retry=True)
         lost = [rank for rank, answer in enumerate(answers) if answer is None]
         if not lost:

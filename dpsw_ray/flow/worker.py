@@ -72,12 +72,15 @@ class DriftWorker:
 class Block(Protocol):
     """`slicing.drift_numba.NumbaBlock` or `slicing.drift_torch.TorchBlock`."""
 
+    offsets: NDArray[np.int64]
+
     def at_once(self) -> int: ...
+    def put(self, first: int, particles: NDArray[np.float64]) -> None: ...
     def count(self, slices: Slices) -> NDArray[np.int64]: ...
     def displace(self, nodes: NDArray[np.float64]) -> None: ...
     def drift(self, slices: Slices) -> NDArray[np.int64]: ...
     def move(self, step: Step) -> None: ...
-    def positions(self) -> NDArray[np.float64]: ...
+    def positions(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]: ...
 
 
 class BlockWorker:
@@ -108,20 +111,13 @@ class BlockWorker:
         self._offset = 0
         self._classes = slice(0, 0)
         self._at: tuple[int, int, bool] | None = None  # step, its first direction to count, nodes are owed
+        self._put: tuple[int, int] | None = None  # step, and how many particles of it are there
 
-    def load(
-        self,
-        step: int,
-        particles: NDArray[np.float64],
-        offsets: NDArray[np.int64],
-        first: int,
-        classes: tuple[int, int],
-    ) -> int:
-        """Takes a block of particles as it is before a step.
+    def load(self, step: int, offsets: NDArray[np.int64], first: int, classes: tuple[int, int]) -> int:
+        """Makes room for a block of particles as it is before a step; `put` places them.
 
         Args:
             step: number of the step.
-            particles: array of size [n, d].
             offsets: array of size [C' + 1], where in the block its classes begin and end.
             first: number of the block's first particle among all.
             classes: number of its first class, and of the one after its last.
@@ -130,16 +126,27 @@ class BlockWorker:
             How many directions `turn` may count.
         """
         self._at = None
+        nowhere = np.zeros((int(offsets[-1]), self._course.dim))
         if self._device is None:
-            self._block = NumbaBlock(particles, offsets, self._threads)
+            self._block = NumbaBlock(nowhere, offsets, self._threads)
         else:
             from dpsw_ray.slicing.drift_torch import TorchBlock
 
-            self._block = TorchBlock(particles, offsets, self._device)
+            self._block = TorchBlock(nowhere, offsets, self._device)
         self._offset = first
         self._classes = slice(*classes)
-        self._at = step, 0, False
+        self._put = step, 0
         return self._block.at_once()
+
+    def put(self, step: int, first: int, particles: NDArray[np.float64]) -> bool | None:
+        """Places some particles of the block, array of size [m, d]: the next ones after those that are there."""
+        if self._block is None or self._put != (step, first):
+            return None
+        self._block.put(first, particles)
+        self._put = step, first + len(particles)
+        if first + len(particles) == self._block.offsets[-1]:
+            self._at = step, 0, False
+        return True
 
     def advance(self, step: int, count: int) -> list[NDArray[np.int64]] | None:
         """Takes `count` steps from `step` on, alone: the block's classes are whole.
@@ -193,11 +200,11 @@ class BlockWorker:
         self._at = step, 0, False
         return True
 
-    def positions(self, step: int) -> NDArray[np.float64] | None:
-        """The block before a step: array of size [n, d]."""
+    def positions(self, step: int, first: int, last: int) -> NDArray[np.float64] | None:
+        """The particles `first` to `last` of the block before a step: array of size [m, d]."""
         if self._block is None or self._at != (step, 0, False):
             return None
-        return self._block.positions()
+        return self._block.positions(first, last)
 
     def _displace(self, nodes: NDArray[np.float64], first: int, step: int) -> None:
         assert self._block is not None

@@ -313,13 +313,18 @@ class NumbaBlock:
         self.offsets = _read_only(offsets)
         self._threads = threads
         self._x = np.zeros((self._dim + -self._dim % _LANES, n))
-        for s in range(0, n, ROWS):
-            self._x[: self._dim, s : s + ROWS] = particles[s : s + ROWS].T
+        self.put(0, particles)
         self._total: NDArray[np.int64]
         self._z: NDArray[np.float64]
         self._bins_of: NDArray[np.int16]
         self._theta: NDArray[np.float64]
         self._rest()
+
+    def put(self, first: int, particles: NDArray[np.float64]) -> None:
+        """Places particles [m, d] from the `first` on."""
+        for s in range(0, len(particles), ROWS):
+            rows = particles[s : s + ROWS]
+            self._x[: self._dim, first + s : first + s + len(rows)] = rows.T
 
     def at_once(self) -> int:
         """How many directions `count` may be asked for: their projections are kept, in bounded memory."""
@@ -398,10 +403,10 @@ class NumbaBlock:
             x[:, rows] = step(before, total, s).T
         self._total[:] = 0
 
-    def positions(self) -> NDArray[np.float64]:
-        """The particles: array of size [n, d]. To be asked for between two steps."""
+    def positions(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
+        """The particles `first` to `last`: array of size [m, d]. To be asked for between two steps."""
         self._rest()
-        return np.ascontiguousarray(self._x[: self._dim].T)
+        return np.ascontiguousarray(self._x[: self._dim, first:last].T)
 
     def displacements(self) -> NDArray[np.int64]:
         """What was added since the last step: array of size [n, d] in DRIFT_UNIT."""

@@ -162,9 +162,13 @@ class TorchBlock:
                 x[:] = step.on_device(x, total, s)
         self._total.zero_()
 
-    def positions(self) -> NDArray[np.float64]:
-        """The particles: array of size [n, d]."""
-        return np.array(self._x.cpu().numpy())
+    def put(self, first: int, particles: NDArray[np.float64]) -> None:
+        """As `NumbaBlock.put`."""
+        self._x[first : first + len(particles)] = torch.tensor(particles, device=self._device)
+
+    def positions(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
+        """As `NumbaBlock.positions`."""
+        return np.array(self._x[first:last].cpu().numpy())
 
     def _batches(self) -> list[tuple[int, slice]]:
         """Classes and rows of the block's particles, a bounded number of rows at a time."""
