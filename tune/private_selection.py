@@ -35,6 +35,7 @@ from dpsw_ray.plan import ledger_account, make_plan
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import PrivateSelectionEvent
 from dpsw_ray.privacy.ledger import Ledger, LedgerEntry
+from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.protocol import begin_release, draw_release, end_release
 from dpsw_ray.progress import Progress
 from dpsw_ray.publish import release_manifest
@@ -98,6 +99,8 @@ def select_privately(
                     "--resume goes on."
                 ) from None
         entry = _charged(str(json.loads(manifest.read_text())["release_id"]), event, folder, ledger, plan)
+        # How many secrets were destroyed would tell how many trials there were.
+        KeyStore(data.private_dir).forget(_release_ids(room))
         shutil.rmtree(room, ignore_errors=True)
     stored = json.loads((shown / "point.json").read_text())
     config = plan.config(stored["point"], stored["epsilon"])
@@ -107,6 +110,12 @@ def select_privately(
     return Prepared((group,), entry.events, stored["epsilon"], privacy), TrialResult(
         SweepTrial(0, stored["point"], 0), outcome
     )
+
+
+def _release_ids(room: Path) -> list[str]:
+    """Of all trials in the room."""
+    found = [*room.glob("*/release/manifest.json"), *room.glob("*/release/pending.json")]
+    return [str(json.loads(path.read_text())["release_id"]) for path in found]
 
 
 def _room(plan: SweepPlan, data: Dataset, folder: Path) -> Path:

@@ -170,18 +170,17 @@ def _new_plan(
     shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, noise_seed: int | None
 ) -> ReleasePlan:
     """A plan under a new id, which is durable with its noise secret, and not charged yet."""
-    release_id = secrets.token_hex(16)
-    write_json(pending, {"release_id": release_id})
-    plan = make_plan(release_id)
 
-    def prepare() -> None:
-        # A worker that died while it wrote the secret left half of it; not charged yet, it protects nothing.
-        shards.call("commit", (release_id,))
-        shards.call("prepare", (plan,))
+    def prepared() -> ReleasePlan:
+        # Another id for every attempt: what became of the secret that a lost worker was making, nobody knows.
+        release_id = secrets.token_hex(16)
+        write_json(pending, {"release_id": release_id})
+        plan = make_plan(release_id)
+        if noise_seed is None:
+            shards.call("prepare", (plan,))
+        return plan
 
-    if noise_seed is None:
-        _persist(shards, prepare)
-    return plan
+    return _persist(shards, prepared)
 
 
 def _check_charged(
