@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,7 @@ class Attack:
         # Every victim as often as the others, in random order.
         self.victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
         self.random.shuffle(self.victims)
-        self.lengths: dict[str, float] = {}
+        self.lengths: dict[tuple[tuple[str, ...], str], float] = {}
         self.times: dict[tuple[tuple[str, ...], str], int] = {}
         self.made: Counter[str] = Counter()
         self.when: Counter[str] = Counter()
@@ -227,7 +228,7 @@ class Attack:
         for begin, end in MOMENTS.items():
             pairs = zip(driver.said(begin), driver.said(end), strict=False)
             length = max((stop - start for start, stop in pairs), default=0.1)  # a seed needs no preparation
-            self.lengths[begin] = max(self.lengths.get(begin, 0.0), round(length, 3))
+            self.lengths[overrides, begin] = length
             self.times[overrides, begin] = max(len(driver.said(begin)), 1)
         return particles(folder)
 
@@ -250,7 +251,8 @@ class Attack:
                 moment, self.random.randint(1, self.times[overrides, moment])
             ):
                 break
-            time.sleep(self.random.uniform(0.0, 1.2 * self.lengths[moment]))
+            # Early more often than late: another run may be faster than the undisturbed one was.
+            time.sleep(self.random.random() ** 2 * self.lengths[overrides, moment])
             victim = self.victims.pop()
             if not self._kill(victim, driver):
                 self.victims.append(victim)
@@ -404,7 +406,11 @@ def test_a_lost_node_s_workers_go_where_there_is_room(nodes: Nodes) -> None:
     nowhere = after_losing(after[0], 3.0)
     assert "the cluster had no room for it within cluster.timeout_s; start the run again" in nowhere
     _, lines = process.communicate(timeout=60)
-    assert "Worker 0 of 2 died during node: its machine left the cluster. A new one on" in lines
+    # Before Ray knows that the machine is gone, it may put the new one there as well.
+    found = re.search(
+        r"^Worker 0 of 2 died during .*: its machine left the cluster\. A new one on \S+ takes", lines, re.M
+    )
+    assert found, lines
     nodes.add(2)
 
 
