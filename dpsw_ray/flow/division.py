@@ -19,7 +19,7 @@ from dpsw_ray.config import FlowConfig
 
 __all__ = ["Division", "divide"]
 
-# Measured on 2 cores by `benchmarks/scale.py`; they decide who works, never what comes out.
+# About what two cores took; they decide who works, never what comes out.
 _PAIR_NS, _COORDINATE_NS = (
     1.0,
     0.21,
