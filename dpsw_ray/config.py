@@ -289,8 +289,8 @@ class FlowConfig(Section):
     )
     parallel: Literal["auto", "directions", "particles", "classes"] = Field(
         "auto",
-        description="what the actors divide among them; the result does not depend on it. particles: any number of "
-        "them; classes: nothing is exchanged; directions: few particles, many directions; auto: by size",
+        description="what the actors divide among them; the same bits on CPUs, to 2^-26 a step on GPUs. particles: any "
+        "number of them; classes: nothing is exchanged; directions: few particles, many directions; auto: by size",
     )
     kernel: Literal["auto", "numba", "torch"] = "auto"
 

@@ -18,6 +18,7 @@ from dpsw_ray.cluster import Cluster, WorkerGroup, open_cluster
 from dpsw_ray.cluster.head_ledger import open_ledger
 from dpsw_ray.config import RunConfig, load_config
 from dpsw_ray.data import Dataset, open_dataset
+from dpsw_ray.data.split import check_count_secret
 from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encoder, load_encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.evaluate import evaluate
@@ -92,18 +93,19 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         tracker.params(config.model_dump(mode="json"))
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
-        with timings.phase("data", tells_count=hidden):
+        with timings.phase("data", hidden=hidden):
             data = divided_data(config, cluster, progress)
             check_delta(config, data)
         with timings.phase("encoder"):
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
         stored = (folder / "release" / "manifest.json").exists()
-        with timings.phase("private latents", tells_count=hidden):
+        with timings.phase("private latents", hidden=hidden):
             if not stored or config.evaluation.research:  # otherwise no private record is looked at again
                 progress.say("Encoding private records (on the private side)")
                 shards.call("encode", retry=True)
-        with timings.phase("release", tells_count=hidden):
+        # Work under masks: how long it takes may depend on what the records are, not only on how many.
+        with timings.phase("release", hidden=hidden or config.privacy.publishable):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
             rounds = denoise(release, config.flow.denoising)
@@ -195,7 +197,13 @@ def _expected(config: RunConfig) -> tuple[Event, ...]:
 
 
 def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
-    """The stored division of the run's data set, made now where it is not there yet."""
+    """The stored division of the run's data set, made now where it is not there yet.
+
+    Raises:
+        UserError: the source is missing or damaged, or the number of records can no longer be hidden.
+    """
+    if config.privacy.relation == "add_remove" and config.privacy.publishable:
+        check_count_secret(config.data, config.home)
     data = open_dataset(config.data, config.home, config.privacy.relation)
     if data is None:
         progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")

@@ -14,17 +14,17 @@ __all__ = ["Timings"]
 
 @dataclass
 class Timings:
-    """Seconds by phase. Phases that touch private records are left out where their length would tell N."""
+    """Seconds by phase. Phases that touch private records are left out where their length would tell of them."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str, *, tells_count: bool = False, on: Cluster | None = None) -> Iterator[None]:
-        """Counts what runs inside, unless its length would tell N.
+    def phase(self, name: str, *, hidden: bool = False, on: Cluster | None = None) -> Iterator[None]:
+        """Counts what runs inside, unless it is hidden.
 
         Args:
             name: of the phase.
-            tells_count: whether it would.
+            hidden: its length would tell of private records, such as how many there are.
             on: a cluster that works in this phase: its time is then divided into what the workers computed, what went
                 into moving arguments and results (and waiting for the slowest), and what this process did.
         """
@@ -38,5 +38,5 @@ class Timings:
                 ": communication": max(0.0, spent.waited - spent.worked),
                 ": driver": max(0.0, parts[""] - spent.waited),
             }
-        if not tells_count:
+        if not hidden:
             self.seconds |= {name + part: round(seconds, 3) for part, seconds in parts.items()}

@@ -66,7 +66,7 @@ def run_federated(
         tracker.params(config.model_dump(mode="json"))
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
-        with timings.phase("data", tells_count=True):
+        with timings.phase("data", hidden=True):
             data, users = population_data(config, cluster, progress)
             _check_delta(config, users)
         with timings.phase("encoder"):

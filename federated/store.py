@@ -75,10 +75,11 @@ class UserStore:
     def put(
         self, place: slice | NDArray[np.int64], latents: NDArray[np.float64], labels: NDArray[np.int32]
     ) -> None:
-        """Writes bounded latents and their labels to some of the rows."""
-        folder = self.folder if self.ready else self._part
+        """Writes bounded latents and their labels to some of the rows; not to a store that is whole already."""
+        if self.ready:
+            return
         for name, values in (("latents", np.rint(latents / LATTICE).astype(np.int32)), ("labels", labels)):
-            rows = np.load(folder / f"{name}.npy", mmap_mode="r+")
+            rows = np.load(self._part / f"{name}.npy", mmap_mode="r+")
             rows[place] = values
             rows.flush()
 

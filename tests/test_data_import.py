@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,8 +106,17 @@ def test_import_and_show(tmp_path: Path, dpsw: Dpsw, capfd: pytest.CaptureFixtur
     assert info["public_count"] + info["test_count"] + info["private_count"] <= 3_000
     assert dpsw("data", "show", config, "--json") == (0, shown, "")
     assert dpsw("data", "import", config, "--json") == (0, shown, ""), "done once"
-    code, hidden, _ = dpsw("data", "import", config, "--set", "privacy.relation=add_remove", "--json")
-    assert code == 0 and "private_count" not in hidden
+    hidden = ("--set", "privacy.relation=add_remove", "--json")
+    code, _, error = dpsw("data", "import", config, *hidden)
+    assert code == 2 and "relation" in error, "registered with the first import"
+    elsewhere = (
+        "--set",
+        f"paths.home={tmp_path / 'other'}",
+        "--set",
+        f"paths.ledger={tmp_path / 'other.sqlite'}",
+    )
+    code, shown, _ = dpsw("data", "import", config, *hidden, *elsewhere)
+    assert code == 0 and "private_count" not in shown
 
 
 def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> None:
@@ -115,6 +127,58 @@ def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> N
     )
     fixed = ("--relation", "add_remove", "--unit", "record", "--delta", "1e-5", "--ledger", book)
     assert dpsw("ledger", "register", "t", *fixed)[0] == 0
-    code, _, error = dpsw("data", "import", config)
-    assert code == 2 and "add_remove" in error
+    for command in ("import", "show"):
+        code, _, error = dpsw("data", command, config)
+        assert code == 2 and "add_remove" in error
     assert not (tmp_path / "home").exists()
+
+
+def test_a_number_that_was_told_is_not_promised_to_be_hidden(tmp_path: Path, dpsw: Dpsw) -> None:
+    """A run that was killed between dividing and registering, or an import with another ledger."""
+    path = table(tmp_path / "t.parquet")
+    import_dataset(
+        DataConfig(source="table", path=path, label="y", name="t"), tmp_path / "home", "replace_one"
+    )
+    for command in (("data", "import"), ("flow",)):
+        code, _, error = dpsw(
+            *command, "table", "--set", f"data.path={path}", "--set", "data.label=y", "--set", "data.name=t",
+            "--set", f"paths.home={tmp_path / 'home'}", "--set", f"paths.ledger={tmp_path / 'ledger.sqlite'}",
+            "--set", "privacy.relation=add_remove", "--set", "cluster.executor=local",
+        )  # fmt: skip
+        assert code == 2 and "tells how many private records there are" in error and error.count("\n") == 1
+
+
+def test_readers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time, multiprocessing\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from dpsw_ray.data.collect import _end_with\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, context, _end_with, (os.getpid(),))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "reader.py").write_text(script)
+    process = subprocess.Popen([sys.executable, tmp_path / "reader.py"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    reader = Path("/proc") / process.stdout.readline().strip()
+    assert (reader / "stat").exists()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while (reader / "stat").exists() and "Z" not in (reader / "stat").read_text().rpartition(")")[2].split()[
+        0
+    ]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_an_arrow_file_without_batches_is_a_sentence_for_any_number_of_processes(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.float64())])
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema):
+        pass
+    cfg = DataConfig(source="table", path=tmp_path / "t.arrow", name="t")
+    for processes in (1, 2):
+        with pytest.raises(UserError, match="gives no public record"):
+            ingest(cfg, tmp_path / "home", "replace_one", processes)

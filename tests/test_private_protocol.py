@@ -7,10 +7,11 @@ import io
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.sealing import sealed
 from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release
+from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.run import generate, run
 from dpsw_ray.slicing.directions import LATTICE
 
@@ -178,6 +179,63 @@ def test_a_key_that_was_never_finished_is_none(tmp_path: Path) -> None:
         assert keys.find(make_plan(), "latents") is None
     with pytest.raises(RuntimeError, match="already"):
         keys.create(make_plan(), "latents")
+
+
+def test_a_destroyed_secret_has_no_successor(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path)
+    keys.create(make_plan(), "latents")
+    stored = (tmp_path / "keys" / "r.json").read_bytes()
+    keys.destroy("r")
+    with pytest.raises(RuntimeError, match="which is destroyed"):
+        keys.create(make_plan(), "latents")
+    assert list((tmp_path / "keys").iterdir()) == []
+    (tmp_path / "keys" / "r.json").write_bytes(stored)  # as a backup would bring it back
+    assert keys.find(make_plan(), "latents") is None
+    keys.forget(["r"])
+    assert list((tmp_path / "spent").iterdir()) == []
+
+
+def test_a_worker_taken_for_lost_that_wakes_makes_no_second_noise_for_a_charge(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps between finding no secret and making one, while another makes the release and commits it."""
+    import dpsw_ray.private.keys as module
+
+    private, asleep, awake = store(tmp_path / "private"), threading.Event(), threading.Event()
+    original, sleepers = module.draw_secret, []
+
+    def slow(plan: ReleasePlan) -> Any:
+        if not asleep.is_set():
+            asleep.set()
+            awake.wait()
+        return original(plan)
+
+    class Replaced:
+        """A group whose first call of `prepare` does not answer."""
+
+        def __init__(self) -> None:
+            self.group = shards(private)
+
+        def call(self, method: str, args: Any = (), *, retry: bool = False) -> list[Any]:
+            if method == "prepare" and not sleepers:
+                sleepers.append(threading.Thread(target=self.group.call, args=(method, args)))
+                sleepers[0].start()
+                asleep.wait()
+                shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the id that was begun
+                raise WorkerDied(0, 2, method)
+            return self.group.call(method, args, retry=retry)
+
+        def rebuild(self) -> None:
+            self.group = shards(private)
+
+    monkeypatch.setattr(module, "draw_secret", slow)
+    made = release(cast(Any, Replaced()), tmp_path / "a", ledger)
+    awake.set()
+    sleepers[0].join()
+    assert ledger.total("d").charges == 1
+    copied = release(shards(private), tmp_path / "copy", ledger)
+    assert ledger.total("d").charges == 2  # not a second noise under the first charge
+    assert copied.manifest["release_id"] != made.manifest["release_id"]
 
 
 def test_records_are_binned_with_the_table_the_sensitivity_comes_from() -> None:

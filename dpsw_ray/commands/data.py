@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption
 from dpsw_ray.commands.show import show
-from dpsw_ray.config import load_config
+from dpsw_ray.config import RunConfig, load_config
 from dpsw_ray.errors import UserError
 
 __all__ = ["data"]
@@ -37,15 +39,23 @@ def import_(
     Arrow file and images are read by several processes; the division does not depend on their number.
     """
     from dpsw_ray.cluster.head_ledger import open_ledger
+    from dpsw_ray.data.split import check_count_secret
+    from dpsw_ray.output import resolve_output
     from dpsw_ray.plan import ledger_account
     from dpsw_ray.private.ingest import ingest
     from dpsw_ray.run import check_relation
 
     run = load_config(config, set_)
-    ledger = open_ledger(run.ledger_path)
-    check_relation(run, ledger)  # before a record is read: the division would tell a protected N
-    ledger.check(ledger_account(run), run.privacy.relation)
-    info = ingest(run.data, run.home, run.privacy.relation, processes or os.cpu_count() or 1)
+    p = run.privacy
+    resolve_output(run, None)  # a submitted job's own folder is no place for a home or a ledger
+    with _head(run):
+        ledger = open_ledger(run.ledger_path)
+        check_relation(run, ledger)  # before a record is read: the division would tell a protected N
+        if p.relation == "add_remove" and p.publishable:
+            check_count_secret(run.data, run.home)
+        # Registered, so that no run may ask for another relation than the one that this division keeps.
+        ledger.register(ledger_account(run), p.relation, p.unit, p.delta, publishable=p.publishable)
+        info = ingest(run.data, run.home, p.relation, processes or os.cpu_count() or 1)
     show({"data set": run.data.account, "relation": run.privacy.relation, **info.to_dict()}, as_json)
 
 
@@ -56,9 +66,15 @@ def show_(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is public of a stored division: schema, classes, parts; never a private count under add_remove."""
+    from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.data import open_dataset
+    from dpsw_ray.run import check_relation
 
     run = load_config(config, set_)
+    with _head(run):
+        check_relation(
+            run, open_ledger(run.ledger_path)
+        )  # a division made before tells what is protected now
     stored = open_dataset(run.data, run.home, run.privacy.relation)
     if stored is None:
         raise UserError(
@@ -66,3 +82,18 @@ def show_(
             f"{run.privacy.relation}): `dpsw data import` does it, or the first run."
         )
     show({"data set": run.data.account, "relation": run.privacy.relation, **stored.info.to_dict()}, as_json)
+
+
+@contextlib.contextmanager
+def _head(run: RunConfig) -> Iterator[None]:
+    """Connected to the cluster that a run would use, if there is one: the ledger is on its head."""
+    if run.cluster.executor != "ray" or not (run.cluster.address or os.environ.get("RAY_ADDRESS")):
+        yield
+        return
+    from dpsw_ray.cluster import connect
+
+    stop = connect(run.cluster)[1]
+    try:
+        yield
+    finally:
+        stop()

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import secrets
 import shutil
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -84,14 +87,18 @@ def collect(
         whole.add(_read(source, cfg, "test", None, taken, folder / "test"))
         taken = np.unique(np.concatenate(whole.digests["test"]))
     count = source.stretches("train") if processes > 1 else 1
-    if count == 1:
+    if count <= 1:
         whole.add(_read(source, cfg, "train", None, taken, folder / "train"))
     else:
         cuts = np.linspace(0, count, min(count, _STRETCHES * processes) + 1).astype(int).tolist()
         context = multiprocessing.get_context("spawn")  # a forked process would hold our locks and threads
-        with ProcessPoolExecutor(min(processes, len(cuts) - 1), context) as pool:
+        attempt = secrets.token_hex(8)  # whoever outlives an attempt must not write into the next one
+        readers = min(processes, len(cuts) - 1)
+        with ProcessPoolExecutor(readers, context, _end_with, (os.getpid(),)) as pool:
             tasks = [
-                pool.submit(_read_apart, cfg, home, range(cuts[i], cuts[i + 1]), taken, folder / f"{i}")
+                pool.submit(
+                    _read_apart, cfg, home, range(cuts[i], cuts[i + 1]), taken, folder / f"{attempt}-{i}"
+                )
                 for i in range(len(cuts) - 1)
             ]
             try:
@@ -159,6 +166,17 @@ class _Whole:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.raw"
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that started it: a killed import leaves no reader with records behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read_apart(cfg: DataConfig, home: Path, stretches: range, taken: Digests, folder: Path) -> _Stretch:

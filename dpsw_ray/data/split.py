@@ -57,6 +57,7 @@ from dpsw_ray.files import write_json
 __all__ = [
     "Dataset",
     "DatasetInfo",
+    "check_count_secret",
     "check_one_division",
     "dataset_folder",
     "import_dataset",
@@ -191,6 +192,25 @@ def open_dataset(cfg: DataConfig, home: Path, relation: str) -> Dataset | None:
     """
     folder = dataset_folder(cfg, home, relation)
     return Dataset(read_info(folder)) if (folder / "dataset.json").exists() else None
+
+
+def check_count_secret(cfg: DataConfig, home: Path) -> None:
+    """Refuses to promise that nobody learns how many private records there are where a manifest tells it already.
+
+    Raises:
+        UserError: the account's records were divided before, under another relation.
+    """
+    for manifest in sorted(dataset_folder(cfg, home, "add_remove").parent.glob("[!.]*/dataset.json")):
+        try:
+            told = "private" in json.loads(manifest.read_text())["counts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if told:
+            raise UserError(
+                f"Data set {cfg.account} was divided under another relation before, and {manifest} tells how many "
+                "private records there are: privacy.relation add_remove can no longer hide it. Keep to that relation, "
+                "or, if nobody has read the file, delete its folder first."
+            )
 
 
 def read_info(folder: Path) -> DatasetInfo:

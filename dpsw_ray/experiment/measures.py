@@ -91,7 +91,7 @@ def read_figures(folder: Path) -> Figures:
     if research.exists():
         found = json.loads(research.read_text())
         values["sliced_w2"] = found["sliced_w2_to_private_latents"]
-        values["membership"] = found["membership"]["auc"]
+        values["membership"] = found.get("membership", {}).get("auc")  # not in runs of earlier versions
     return Figures(
         {name: float(values[name]) for name in MEASURES if values.get(name) is not None}, baselines
     )
