@@ -2,8 +2,8 @@
 
     python benchmarks/planning.py --latents latents.npz --json planning.json
 
-For every number of records and epsilon: release, denoising and flow for every candidate of the planner; what it would have
-chosen over the best of them in sliced W2, and how close its prediction was. Ten classes, replace-one, delta 1e-5, 2,000
+For every number of records and epsilon: release, denoising and flow for every candidate of the planner; what it would
+have chosen over the best of them in sliced W2, and how close its prediction was. Ten classes, replace-one, 2,000
 particles. `latents.npz` has arrays `latents` [n, d] in the unit ball and `labels` [n], which are drawn from without
 replacement as far as they go; without it, latents are generated (three lumps per class, d = 8). `--fit` fits the
 model's coefficients to what was measured and prints them.
