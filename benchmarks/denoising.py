@@ -2,8 +2,8 @@
 
     python benchmarks/denoising.py --json denoising.json
 
-Generated latents (three lumps per class, ten classes, d = 8), 16 frames of 32 bins, replace-one, delta 1e-5. `slices` is
-the root mean square W2 distance between fitted and exact slices of a class, `classes` and `all` are sliced W2 distances
+Generated latents (three lumps per class, ten classes, d = 8), 16 frames of 32 bins, replace-one, delta 1e-5: `slices`
+is the root mean square W2 distance between fitted and exact slices of a class, `classes` and `all` are the distances
 between particles and records, class by class (root mean square) and of all together.
 """
 

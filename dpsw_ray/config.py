@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,8 +52,23 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _or_auto(value: Any) -> Any:
-    return value if value == "auto" else _number(value)
+def _or_auto(least: float, most: float, whole: bool) -> Callable[[Any], Any]:
+    """Reads a number within bounds, or `auto`: a union would name each of its parts in a message."""
+
+    def read(value: Any) -> Any:
+        if value == "auto":
+            return value
+        value = _number(value)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or (whole and value != int(value)):
+            raise ValueError(f"must be a {'whole ' if whole else ''}number or auto, found {shown(value)}")
+        if value < least:
+            raise ValueError(f"must be at least {least:g}, found {shown(value)}")
+        if value > most:
+            raise ValueError(f"must be at most {most:g}, found {shown(value)}")
+        return int(value) if whole else float(value)
+
+    return read
 
 
 def _step_size(value: Any) -> Any:
@@ -212,20 +227,19 @@ class ReleaseConfig(Section):
     `auto` leaves frames, bins and smoothing to the planner (dpswflow-h); elsewhere it stands for 16, 32 and 1.
     """
 
-    frames: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_or_auto)] = Field(
+    frames: Annotated[int | Literal["auto"], BeforeValidator(_or_auto(1, 2**31, True))] = Field(
         16, description="orthonormal frames m; directions K = m * latent dimension"
     )
     law: Literal["haar", "iid"] = Field("haar", description="noisy projections: the law of the directions")
     directions: Whole | None = Field(
         None, ge=1, description="noisy projections: K, rounded up to whole frames under haar; default: frames"
     )
-    bins: Annotated[Annotated[int, Field(ge=2, le=4096)] | Literal["auto"], BeforeValidator(_or_auto)] = (
-        Field(32, description="cells per direction, the room for the tails included")
+    bins: Annotated[int | Literal["auto"], BeforeValidator(_or_auto(2, 4096, True))] = Field(
+        32, description="cells per direction, the room for the tails included"
     )
-    smoothing: Annotated[
-        Annotated[float, Field(ge=0.0, le=64.0, allow_inf_nan=False)] | Literal["auto"],
-        BeforeValidator(_or_auto),
-    ] = Field(1.0, description="sigma, in bin widths")
+    smoothing: Annotated[float | Literal["auto"], BeforeValidator(_or_auto(0.0, 64.0, False))] = Field(
+        1.0, description="sigma, in bin widths"
+    )
     expected_records: Whole | None = Field(
         None,
         ge=1,

@@ -104,3 +104,37 @@ def test_the_same_release_gives_the_same_targets() -> None:
     a, b = denoise(release(20.0))[0], denoise(release(20.0))[0]
     assert np.array_equal(a.slices.cdf, b.slices.cdf)
     assert np.array_equal(a.weights, b.weights)
+
+
+def test_classes_too_small_to_be_seen_alone_share_a_fit() -> None:
+    counts = np.repeat(exact_counts()[:1] // 20, 8, axis=0)  # eight classes of a few hundred records
+    std = 150.0 * SCALE
+    noisy = counts + np.rint(np.random.default_rng(0).normal(0, std, counts.shape)).astype(np.int64)
+    noisy_release = Release(DIRECTIONS[None].copy(), noisy[None], GRID.table.copy(), GRID, std, MANIFEST)
+    targets = denoise(noisy_release)[0]
+    assert targets.weights == pytest.approx(np.full(8, 1 / 8))
+    truth = cumulate(counts[0].astype(np.float64))
+    uniform = np.tile(np.linspace(0, 1, GRID.bins + 1), (len(DIRECTIONS), 1))
+    assert sliced_w2(targets.slices.cdf[0], truth) < 0.5 * sliced_w2(uniform, truth)
+
+
+def test_rounds_are_tables_of_one_distribution_and_are_fitted_together() -> None:
+    halves = [np.arange(32), np.arange(32, 64)]
+    whole = release(40.0)
+    parts = Release(
+        np.stack([DIRECTIONS[half] for half in halves]),
+        np.stack([whole.counts[0][:, half] for half in halves]),
+        GRID.table.copy(), GRID, whole.cell_noise, MANIFEST,
+    )  # fmt: skip
+    together = denoise(whole)[0]
+    rounds = denoise(parts)
+    for targets, half in zip(rounds, halves, strict=True):
+        assert np.allclose(targets.slices.cdf, together.slices.cdf[:, half])
+        assert np.allclose(targets.weights, together.weights)
+
+
+def test_pulling_harder_brings_the_slices_nearer_to_what_they_share() -> None:
+    noisy = release(10.0)
+    loose, fitted, tight = (denoise(noisy, strength)[0].slices.cdf[0] for strength in (0.01, 1.0, 100.0))
+    assert np.abs(tight - fitted).max() > 1e-4
+    assert np.abs(loose - fitted).max() > 1e-4

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpsw_ray.slicing.directions import LATTICE, haar_frames, round_to_lattice
+from dpsw_ray.slicing.directions import LATTICE, haar_frames, round_to_lattice, spread_frames
 from dpsw_ray.slicing.grid import PHASES, SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
@@ -64,3 +64,22 @@ def test_a_record_on_the_rim_keeps_all_its_mass(smoothing: float, sign: int) -> 
     at = grid.bins - len(grid.table[0]) if sign > 0 else 0
     assert out.sum() == SCALE
     assert np.array_equal(out[0, 0, at : at + grid.table.shape[1]], grid.table[phase])
+
+
+@pytest.mark.parametrize(("frames", "dim"), [(1, 8), (12, 8), (5, 3), (2, 40)])
+def test_spread_frames_are_orthonormal_and_repeatable(frames: int, dim: int) -> None:
+    drawn = spread_frames(frames, dim, seed=3)
+    assert drawn.shape == (frames * dim, dim)
+    grams = drawn.reshape(frames, dim, dim) @ drawn.reshape(frames, dim, dim).transpose(0, 2, 1)
+    assert np.abs(grams - np.eye(dim)).max() < 1e-7
+    assert np.array_equal(drawn, spread_frames(frames, dim, seed=3))
+    assert np.array_equal(drawn, round_to_lattice(drawn))
+
+
+def test_spread_frames_lie_further_apart_than_random_ones() -> None:
+    def nearness(directions: np.ndarray) -> float:
+        cosines = (directions @ directions.T) ** 8
+        return float(cosines.sum() - np.trace(cosines))
+
+    for seed in range(5):
+        assert nearness(spread_frames(16, 8, seed)) < 0.85 * nearness(haar_frames(16, 8, seed))
