@@ -87,3 +87,19 @@ def test_the_sizes_of_coefficients_are_estimated_without_bias() -> None:
         noise = np.einsum("ckbl,ckb->ckl", slopes, rng.standard_normal(slopes.shape[:3]))
         found.append(_sizes(gram, np.einsum("cklm,ckm->ckl", gram, c) + noise, kernels))
     assert np.mean(found, axis=0) == pytest.approx(truth, rel=0.25)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("frames", "dim"), [(1, 2), (1, 3), (2, 2), (6, 8)])
+@pytest.mark.parametrize("level", [1e-4, 0.3, 30.0])
+def test_tables_of_one_point_or_of_noise_alone_have_references(
+    classes: int, frames: int, dim: int, level: float
+) -> None:
+    directions = haar_frames(frames, dim, seed=1)
+    for seed in range(3):
+        y = np.zeros((classes, len(directions), GRID.bins))
+        y[..., GRID.bins // 2] = seed % 2
+        y += np.random.default_rng(seed).normal(0, level, y.shape)
+        found = references(y, np.full(classes, level), GRID, KERNEL, directions)
+        assert np.isfinite(found).all() and (found >= 0).all()
+        assert np.allclose(found.sum(axis=2), 1.0)

@@ -77,6 +77,7 @@ def _start(y: Array, grid: BinGrid, kernel: Array, directions: Array) -> tuple[A
     along = f @ centres
     mean = np.linalg.lstsq(directions, along.T, rcond=None)[0].T @ directions.T
     spread = np.einsum("ckb,ckb->c", f, (centres - mean[..., None]) ** 2) / y.shape[1]
+    spread = np.maximum(spread, (_SMALLEST_SD * grid.width) ** 2)  # not zero, even where every fit is one bin
     return mean, np.repeat(spread[:, None], y.shape[1], axis=1)
 
 
