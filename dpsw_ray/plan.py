@@ -94,7 +94,8 @@ def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
 def _batches(records: int | None, batch: int) -> int:
     if records is None:
         raise UserError(
-            "release.batch divides records whose number is not known before the data set is divided: run `dpsw flow`."
+            "release.batch divides records whose number is not known before the data set is divided: `dpsw data import` "
+            "does it, at no cost."
         )
     return max(records // batch, 1)
 
@@ -197,7 +198,7 @@ def _dim(config: RunConfig, info: DatasetInfo | None) -> int:
     if config.data.columns is not None:
         return len(config.data.columns)
     raise UserError(
-        "How many numbers a record has is not known before the data set is divided: run `dpsw flow` once, or name a "
+        "How many numbers a record has is not known before the data set is divided: run `dpsw data import`, or name a "
         "table's columns in data.columns."
     )
 

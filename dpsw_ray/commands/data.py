@@ -79,7 +79,7 @@ def show_(
     if stored is None:
         raise UserError(
             f"Data set {run.data.account} is not divided yet under {run.home} (privacy.relation "
-            f"{run.privacy.relation}): `dpsw data import` does it, or the first run."
+            f"{run.privacy.relation}), with these data.* keys: `dpsw data import` does it, or the first run."
         )
     show({"data set": run.data.account, "relation": run.privacy.relation, **stored.info.to_dict()}, as_json)
 

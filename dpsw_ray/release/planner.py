@@ -12,9 +12,9 @@ width sigma add,
 
     E^2 = e^a nu^b sigma^c m^e  +  e^f m^g  +  e^h sigma^i nu^j.
 
-The coefficients are fitted to measured runs (`benchmarks/planning.py`, which also compares the choices with the best
-of a grid). They hold for latents of about 8 dimensions; elsewhere the frames' part is a
-guess and the rest carries over.
+The coefficients are fitted to runs measured on Fashion-MNIST's latents (`benchmarks/planning.py --latents`, which also
+compares the choices with the best of a grid). They hold for latents of about 8 dimensions; elsewhere the frames' part
+is a guess and the rest carries over.
 """
 
 from __future__ import annotations
