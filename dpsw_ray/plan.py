@@ -94,8 +94,8 @@ def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
 def _batches(records: int | None, batch: int) -> int:
     if records is None:
         raise UserError(
-            "release.batch divides records whose number is not known before the data set is divided: `dpsw data import` "
-            "does it, at no cost."
+            "release.batch divides records whose number is not known before the data set is divided: `dpsw data "
+            "import` does it, at no cost."
         )
     return max(records // batch, 1)
 
