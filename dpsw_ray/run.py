@@ -178,14 +178,17 @@ def _open_ledger(config: RunConfig, release: Path) -> Ledger:
 
 
 def check_relation(config: RunConfig, ledger: Ledger) -> None:
-    """Refuses another relation than the data set is registered with, where its number of records is protected.
+    """Refuses what would tell a protected number of records: before one is read, as dividing the data set tells it.
 
     Raises:
-        UserError: the data set is registered under `add_remove`, and the run is not.
+        UserError: the data set is registered under `add_remove` and the run is not, or the run is, and a division made
+            under another relation has told the number already.
     """
     own = next((entry for entry in ledger.datasets() if entry.name == config.data.account), None)
     if own is not None and own.relation == "add_remove":  # a research account hides N no less
         ledger.check(own.name, config.privacy.relation)
+    if config.privacy.relation == "add_remove" and config.privacy.publishable:
+        check_count_secret(config.data, config.home)
 
 
 def _expected(config: RunConfig) -> tuple[Event, ...]:
@@ -197,13 +200,7 @@ def _expected(config: RunConfig) -> tuple[Event, ...]:
 
 
 def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
-    """The stored division of the run's data set, made now where it is not there yet.
-
-    Raises:
-        UserError: the source is missing or damaged, or the number of records can no longer be hidden.
-    """
-    if config.privacy.relation == "add_remove" and config.privacy.publishable:
-        check_count_secret(config.data, config.home)
+    """The stored division of the run's data set, made now where it is not there yet."""
     data = open_dataset(config.data, config.home, config.privacy.relation)
     if data is None:
         progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")

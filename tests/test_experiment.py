@@ -127,8 +127,8 @@ def test_an_unknown_measure_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
         choose_measures("fid,beauty")
     assert str(caught.value) == (
-        "--metrics takes some of sliced_w2, sliced_w2_test, fid, logreg, pseudo_logreg, intended, seconds, "
-        "found 'beauty'."
+        "--metrics takes some of sliced_w2, sliced_w2_test, fid, kid, precision, recall, density, coverage, inception, "
+        "logreg, mlp, cnn, pseudo_logreg, intended, membership, seconds, found 'beauty'."
     )
 
 
@@ -199,7 +199,7 @@ def test_one_trial_makes_what_the_others_share_before_they_begin(home: Path, tmp
         assert [entry.status for entry in results] == ["finished"] * 4
         assert len(list((tmp_path / "home" / "encoders").iterdir())) == 1
         seen = {tuple(entry.figures.values) for entry in results}
-        assert seen == {("sliced_w2", "seconds")}  # evaluation is off
+        assert seen == {("sliced_w2", "membership", "seconds")}  # evaluation is off
         assert {
             entry.privacy.epsilon <= entry.trial.config.privacy.epsilon for entry in results if entry.privacy
         } == {True}

@@ -31,7 +31,7 @@ import pytest
 
 from dpsw_ray.config import FlowConfig
 
-KILLS = int(os.environ.get("DPSW_KILLS", "4"))
+KILLS = int(os.environ.get("DPSW_KILLS", "3"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
 VICTIMS = ("actor", "node", "driver")
 MOMENTS = {

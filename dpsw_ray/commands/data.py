@@ -39,7 +39,6 @@ def import_(
     Arrow file and images are read by several processes; the division does not depend on their number.
     """
     from dpsw_ray.cluster.head_ledger import open_ledger
-    from dpsw_ray.data.split import check_count_secret
     from dpsw_ray.output import resolve_output
     from dpsw_ray.plan import ledger_account
     from dpsw_ray.private.ingest import ingest
@@ -51,8 +50,6 @@ def import_(
     with _head(run):
         ledger = open_ledger(run.ledger_path)
         check_relation(run, ledger)  # before a record is read: the division would tell a protected N
-        if p.relation == "add_remove" and p.publishable:
-            check_count_secret(run.data, run.home)
         # Registered, so that no run may ask for another relation than the one that this division keeps.
         ledger.register(ledger_account(run), p.relation, p.unit, p.delta, publishable=p.publishable)
         info = ingest(run.data, run.home, p.relation, processes or os.cpu_count() or 1)
