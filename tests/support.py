@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dpsw_ray import cli
@@ -108,3 +109,20 @@ class RecordingCluster:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def descendants(root: int, mark: bytes) -> list[int]:
+    """Ids of the processes that descend from `root` and have `mark` in their command line."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes()
+    found = []
+    for process, name in names.items():
+        ancestor = process
+        while ancestor in parents and ancestor != root:
+            ancestor = parents[ancestor]
+        if ancestor == root and mark in name:
+            found.append(process)
+    return found

@@ -28,6 +28,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from support import descendants
 
 from dpsw_ray.config import FlowConfig
 
@@ -95,19 +96,7 @@ def nodes() -> Iterator[Nodes]:
 
 def actors() -> list[int]:
     """Process ids of the workers that descend from this process, in whose nodes they live."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes()
-    found = []
-    for process, name in names.items():
-        ancestor = process
-        while ancestor in parents and ancestor != os.getpid():
-            ancestor = parents[ancestor]
-        if ancestor == os.getpid() and name.startswith(b"ray::Host"):
-            found.append(process)
-    return found
+    return descendants(os.getpid(), b"ray::Host")
 
 
 class Driver:

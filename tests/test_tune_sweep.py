@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from support import SMALL, run_dpsw
+from support import SMALL, descendants, run_dpsw
 
 from dpsw_ray.privacy.accountants import compose_mu
 from dpsw_ray.privacy.ledger import Ledger
@@ -350,6 +350,8 @@ def test_a_private_selection_shows_its_best_and_leaves_no_trace_of_the_others(
     assert not any("masked sums" in sentence for sentence in against)
     (private,) = tmp_path.glob("home/datasets/digits/*/private")
     assert list((private / "selections").iterdir()) == [] and list((private / "keys").iterdir()) == []
+    # The shown one alone: the others would tell how many trials there were.
+    assert [path.name for path in (private / "spent").iterdir()] == [entry.release_id]
     assert not re.search(r"trial \d", out.replace("trial 0", "")), "no word about how many there were"
     code, _, err = run_tune(tmp_path, "--resume", "--quiet")
     assert (code, err, len(charges(tmp_path)), trials(tmp_path)) == (0, "", 1, [row])
@@ -564,28 +566,11 @@ def test_killed_often_it_ends_as_if_it_had_not_been_and_charges_nothing_again(tm
     assert len(runs) == 8 and {run.info.status for run in runs} == {"FINISHED"}
 
 
-def workers_of(driver: int) -> list[int]:
-    """Process ids of the Tune workers that descend from a driver."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes()
-    found = []
-    for process, name in names.items():
-        ancestor = process
-        while ancestor in parents and ancestor != driver:
-            ancestor = parents[ancestor]
-        if ancestor == driver and b"ray::ImplicitFunc" in name:
-            found.append(process)
-    return found
-
-
 def test_a_worker_that_dies_costs_its_trial_a_second_try(tmp_path: Path) -> None:
     write_sweep(tmp_path, **LONG)
     process = child(tmp_path)
     wait_for(tmp_path, "s/trials/*/trial.json", process)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    os.kill(descendants(process.pid, b"ray::ImplicitFunc")[0], signal.SIGKILL)
     out, err = process.communicate(timeout=500)
     assert (process.returncode, err) == (0, ""), out
     assert {row["status"] for row in trials(tmp_path)} == {"finished"} and len(charges(tmp_path)) == 2

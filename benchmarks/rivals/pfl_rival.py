@@ -93,7 +93,8 @@ class Plain(FederatedDatasetBase):
         self._sets = sets
 
     def __next__(self) -> Any:
-        raise NotImplementedError
+        """No user by itself: pfl's interface asks for one, its backend for whole cohorts."""
+        raise StopIteration
 
     def get_cohort(self, cohort_size: int) -> Any:
         """This worker's part of the users."""
