@@ -197,6 +197,12 @@ class EncoderConfig(Section):
         le=1.0,
         description="dp_pca: length that records are cut to for the moments, as a share of the longest there can be",
     )
+    residual: Real = Field(
+        0.7,
+        ge=0.0,
+        le=1.0,
+        description="dp_pca: of the deviation along the components left out, that decoding draws",
+    )
     sphere: bool = Field(
         True, description="L2-normalise the latents onto the unit sphere; not for identity and dp_pca"
     )

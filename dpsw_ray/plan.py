@@ -11,7 +11,7 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.release.moments import CONSTANT, STEPS, MomentsPlan, moments_event
+from dpsw_ray.release.moments import LONGEST, STEPS, MomentsPlan, moments_event
 from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
 from dpsw_ray.release.planner import ASSUMED_RECORDS, Choice, choose, encoder_share
 from dpsw_ray.release.rows import RowPlan
@@ -40,10 +40,15 @@ def encoder_events(config: RunConfig) -> tuple[Event, ...]:
     """What the run's encoder costs: nothing, unless it is computed from private records."""
     if config.encoder.kind != "dp_pca":
         return ()
-    p, share = config.privacy, config.encoder.share
-    if share == "auto":
-        share = encoder_share(p.epsilon, p.delta)
-    return (moments_event(p.relation, p.epsilon, p.delta, share),)
+    p = config.privacy
+    return (moments_event(p.relation, p.epsilon, p.delta, _share(config)),)
+
+
+def _share(config: RunConfig) -> float:
+    """The moments' part of the squared mu: the config's, or the planner's where the config says `auto`."""
+    if config.encoder.share != "auto":
+        return config.encoder.share
+    return encoder_share(config.privacy.epsilon, config.privacy.delta)
 
 
 def run_events(config: RunConfig, plan: ReleasePlan) -> list[Event]:
@@ -234,15 +239,13 @@ def _encoder(config: RunConfig, info: DatasetInfo | None) -> dict[str, Any]:
     """What a private encoder is computed from, and at what noise."""
     for event in encoder_events(config):
         assert isinstance(event, DpPcaEvent)
-        p, records = config.privacy, None if info is None else info.private_count
+        records = None if info is None else info.private_count
         number = records or config.release.expected_records or ASSUMED_RECORDS
-        mu = account([event], p.relation, p.delta).mu
-        whole = account([event, planned(config)[0].event], p.relation, p.delta).mu
         return {
             "encoder": {
                 "kind": "DP-PCA: noisy second moments of the private records in a public basis",
-                "share of squared mu": None if not mu or not whole else (mu / whole) ** 2,
-                "longest extended record, in lattice units": math.isqrt(STEPS**2 + CONSTANT**2),
+                "share of squared mu": _share(config),
+                "longest extended record, in lattice units": LONGEST,
                 "standard deviation on the diagonal": event.noise_std,
                 "standard deviation of an entry of the covariance": event.noise_std
                 * math.sqrt(0.5)

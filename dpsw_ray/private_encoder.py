@@ -75,6 +75,6 @@ def private_encoder(
         return load_encoder(
             folder / "encoder"
         )  # the release of this folder, if there is one, was made with it
-    encoder = PcaEncoder.fit(basis, moments, e.latent_dim, data.info.private_count)
+    encoder = PcaEncoder.fit(basis, moments, e.latent_dim, data.info.private_count, e.residual)
     encoder.save(folder / "encoder")
     return encoder

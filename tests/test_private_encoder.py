@@ -165,7 +165,7 @@ def digits() -> np.ndarray:
 
 def test_without_noise_the_components_are_the_principal_ones(digits: np.ndarray, tmp_path: Path) -> None:
     basis = BasisEncoder.make(IMAGES, 64, 1.0)
-    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 10, len(digits))
+    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 10, len(digits), 0.0)
     flat = digits.reshape(len(digits), -1) / 8.0
     best = np.linalg.eigvalsh(np.cov(flat.T, bias=True))[::-1][:10].sum()
     decoded = encoder.decode(encoder.encode(digits)).reshape(len(digits), -1) / 8.0
@@ -182,7 +182,7 @@ def test_without_noise_the_components_are_the_principal_ones(digits: np.ndarray,
 
 def test_a_latent_depends_on_its_record_alone(digits: np.ndarray) -> None:
     basis = BasisEncoder.make(IMAGES, 40, 0.7)
-    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 8, None)
+    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 8, None, 0.7)
     for each in (basis, encoder):
         whole = each.encode(digits)
         assert np.linalg.norm(whole, axis=1).max() <= 1 + 1e-12
@@ -208,7 +208,7 @@ def test_components_below_the_noise_are_not_counted(digits: np.ndarray) -> None:
         noise = moment_noise(NoiseKey.from_seed(0), plan(40, std))
         triangle = exact.matrix[np.triu_indices(41)] + noise
         moments = Moments.from_plan(plan(40, std), triangle, {})
-        seen.append(PcaEncoder.fit(basis, moments, 8, len(digits)).above_noise)
+        seen.append(PcaEncoder.fit(basis, moments, 8, len(digits), 0.7).above_noise)
     assert seen[0] > seen[1] > seen[2]
     assert seen[2] <= 2
 

@@ -11,6 +11,7 @@ depend on the records beside it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -148,17 +149,20 @@ class PcaEncoder(Encoder):
         mean: Array,
         components: Array,
         gain: Array,
+        residual: Array,
         above_noise: int,
     ) -> None:
         self.basis, self.schema = basis, basis.schema
         self.latent_dim, self.sphere = len(gain), False
         self.above_noise = above_noise
-        self._mean, self._components, self._gain = mean, components, gain
+        self._mean, self._components, self._gain, self._residual = mean, components, gain, residual
         self._rows = _on_lattice(components.T @ basis.basis)
         self._offset = components.T @ mean
 
     @classmethod
-    def fit(cls, basis: BasisEncoder, moments: Moments, dim: int, records: int | None) -> PcaEncoder:
+    def fit(
+        cls, basis: BasisEncoder, moments: Moments, dim: int, records: int | None, residual: float
+    ) -> PcaEncoder:
         """Post-processing of noisy moments.
 
         The noise of a symmetric matrix with entries of deviation s moves an eigenvalue l to l + p s^2 / l, as long as l
@@ -170,6 +174,7 @@ class PcaEncoder(Encoder):
             moments: noisy.
             dim: d, of the latents.
             records: their number where it is public; default: the noisy one.
+            residual: of the deviation along what the latents leave out, that decoding draws.
 
         Raises:
             UserError: fewer dimensions than components asked for.
@@ -194,16 +199,24 @@ class PcaEncoder(Encoder):
         gain = kept ** (-_WHITENING / 2)
         gain /= _REACH * math.sqrt(float((kept * gain**2).sum())) * basis.longest
         mean = moments.mean(number) * basis.longest
-        return cls(basis, mean, vectors[:, :dim].copy(), gain, int(seen.sum()))
+        left_out = (vectors[:, dim:] * (residual * np.sqrt(true[dim:]))).T * basis.longest
+        return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()))
 
     def encode(self, records: NDArray[Any]) -> Array:
         """Records [n, *shape] to latents [n, d] in the unit ball; NaN for a record that has none."""
         return _into_ball((self.basis.coefficients(records, self._rows) - self._offset) * self._gain)
 
     def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Latents [n, d] to records [n, *shape]."""
-        points = np.asarray(latents, dtype=np.float64).reshape(-1, self.latent_dim)
+        """Latents [n, d] to records [n, *shape].
+
+        What the components leave out is drawn with the variances that the moments tell of, from each latent's own
+        bytes: the same latent gives the same record. Records without it are smoother than any real one, and a network
+        that learns from them does worse on real ones.
+        """
+        points = np.array(latents, dtype=np.float64, order="C").reshape(-1, self.latent_dim)
         coefficients = self._mean + (points / self._gain) @ self._components.T
+        if self._residual.any():
+            coefficients += _drawn(points, len(self._residual)) @ self._residual
         return self.basis.decode(coefficients / self.basis.longest)
 
     def manifest(self) -> dict[str, Any]:
@@ -211,11 +224,12 @@ class PcaEncoder(Encoder):
         return {**self.basis.manifest(), "above_noise": self.above_noise}
 
     def weights(self) -> dict[str, Tensor]:
-        """Basis, mean, components and their scaling."""
+        """Basis, mean, components, their scaling, and what is left out."""
         own = {
             "mean": self._mean,
             "components": self._components,
             "gain": self._gain,
+            "residual": self._residual,
         }
         return {
             **self.basis.weights(),
@@ -226,8 +240,10 @@ class PcaEncoder(Encoder):
     def restore(cls, manifest: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> PcaEncoder:
         """The inverse of `manifest` and `weights`; the device plays no part."""
         basis = BasisEncoder.restore(manifest, weights, device)
-        mean, components, gain = (weights[name].numpy() for name in ("mean", "components", "gain"))
-        return cls(basis, mean, components, gain, int(manifest["above_noise"]))
+        mean, components, gain, residual = (
+            weights[name].numpy() for name in ("mean", "components", "gain", "residual")
+        )
+        return cls(basis, mean, components, gain, residual, int(manifest["above_noise"]))
 
 
 def _low_frequencies(schema: RecordSchema, size: int) -> Array:
@@ -256,3 +272,12 @@ def _on_lattice(rows: Array) -> Array:
 
 def _into_ball(latents: Array) -> Array:
     return np.asarray(latents / np.maximum(np.linalg.norm(latents, axis=1, keepdims=True), 1.0))
+
+
+def _drawn(points: Array, count: int) -> Array:
+    """Standard normal numbers [n, count] that each row of points decides."""
+    out = np.empty((len(points), count))
+    for row, point in zip(out, points, strict=True):
+        seed = int.from_bytes(hashlib.blake2b(point.tobytes(), digest_size=16).digest(), "little")
+        row[:] = np.random.default_rng(seed).standard_normal(count)
+    return out
