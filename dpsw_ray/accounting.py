@@ -17,7 +17,7 @@ import numpy as np
 from dpsw_ray.config import load_config
 from dpsw_ray.config_file import read_values
 from dpsw_ray.errors import UserError
-from dpsw_ray.plan import planned
+from dpsw_ray.plan import planned, run_events
 from dpsw_ray.privacy.accountants import Account, account, bound
 from dpsw_ray.privacy.calibration import calibrate_noise
 from dpsw_ray.privacy.events import Event, SlicedGaussianEvent, event_from_dict
@@ -59,7 +59,9 @@ def load_request(path: Path, overrides: Sequence[str] = ()) -> AccountRequest:
     if "events" not in values:
         config = load_config(path, overrides)
         plan, _ = planned(config)
-        return AccountRequest(where, (plan.event,), config.privacy.relation, config.privacy.delta)
+        return AccountRequest(
+            where, tuple(run_events(config, plan)), config.privacy.relation, config.privacy.delta
+        )
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)

@@ -78,6 +78,13 @@ def _step_size(value: Any) -> Any:
     return value
 
 
+def _share(value: Any) -> Any:
+    value = _number(value)
+    if value != "auto" and not (isinstance(value, int | float) and 0 < value < 1):
+        raise ValueError(f"must be a number between 0 and 1, or auto, found {shown(value)}")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_number)]
 Real = Annotated[Number, Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -121,7 +128,12 @@ class DataConfig(Section):
     classes: list[Text] | None = Field(
         None, description="public class list; default: the public part's labels"
     )
-    public_fraction: Real = Field(0.5, gt=0.0, lt=1.0)
+    public_fraction: Real = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="0: no record is public; then data.classes is given, and no encoder is trained",
+    )
     test_fraction: Real = Field(
         0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own"
     )
@@ -142,6 +154,11 @@ class DataConfig(Section):
                     raise ValueError(
                         f"data.bounds.{column} must be [low, high] with low < high, found [{low:g}, {high:g}]"
                     )
+        labelled = self.label is not None if self.source in ("table", "celeba") else True
+        if self.public_fraction == 0.0 and labelled and not self.classes:
+            raise ValueError(
+                "data.classes is missing: with data.public_fraction 0 no label is public, so the list has to be given"
+            )
         if self.source in ("digits", "table") and self.public_fraction + self.test_fraction >= 1.0:
             raise ValueError(
                 f"data.public_fraction + data.test_fraction must be below 1, or no private record is left, "
@@ -161,11 +178,34 @@ class DataConfig(Section):
 
 
 class EncoderConfig(Section):
-    """Records to latents in the unit ball and back; trained on the public part only."""
+    """Records to latents in the unit ball and back; trained on the public part only, but for `dp_pca`.
 
-    kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity"] = "conv"
+    `dp_pca`: principal components of noisy second moments of the private records, charged as a part of the run.
+    """
+
+    kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity", "dp_pca"] = "conv"
     latent_dim: Whole = Field(8, ge=2, le=4096)
-    sphere: bool = Field(True, description="L2-normalise the latents onto the unit sphere")
+    share: Annotated[float | Literal["auto"], BeforeValidator(_share)] = Field(
+        "auto", description="dp_pca: of the run's squared mu; auto: as much as the planner's model says"
+    )
+    basis: Whole = Field(
+        100, ge=2, le=4096, description="dp_pca: lowest frequencies of an image that moments are taken of"
+    )
+    radius: Real = Field(
+        0.7,
+        gt=0.0,
+        le=1.0,
+        description="dp_pca: length that records are cut to for the moments, as a share of the longest there can be",
+    )
+    residual: Real = Field(
+        0.7,
+        ge=0.0,
+        le=1.0,
+        description="dp_pca: of the deviation along the components left out, that decoding draws",
+    )
+    sphere: bool = Field(
+        True, description="L2-normalise the latents onto the unit sphere; not for identity and dp_pca"
+    )
     loss: Literal["mse", "bce"] = "mse"
     classification: Real = Field(
         0.0,
@@ -395,16 +435,38 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         self._check_method()
-        image_encoder = self.encoder.kind not in ("mlp", "identity")
+        image_encoder = self.encoder.kind not in ("mlp", "identity", "dp_pca")
         if self.data.source == "table" and image_encoder:
             raise ValueError(
-                f"encoder.kind must be identity or mlp for data.source table, found {self.encoder.kind}"
+                f"encoder.kind must be identity, mlp or dp_pca for data.source table, found {self.encoder.kind}"
             )
+        if self.data.public_fraction == 0.0 and self.encoder.kind not in ("identity", "dp_pca"):
+            raise ValueError(
+                f"encoder.kind must be dp_pca or identity with data.public_fraction 0, found {self.encoder.kind}: "
+                "it learns from public records, and there are none"
+            )
+        if self.encoder.kind == "dp_pca":
+            self._check_private_encoder()
         if self.encoder.kind in ("dcgan64", "vgg64") and self.data.source not in ("celeba",):
             raise ValueError(
                 f"encoder.kind {self.encoder.kind} is for 64x64 images; {self.data.source} has smaller ones"
             )
         return self
+
+    def _check_private_encoder(self) -> None:
+        if self.method != "dpswflow-h":
+            raise ValueError(
+                f"encoder.kind dp_pca shares a budget with the histograms of method dpswflow-h, found {self.method}"
+            )
+        if self.privacy.noise != "gaussian":
+            raise ValueError(
+                f"privacy.noise must be gaussian for encoder.kind dp_pca, found {self.privacy.noise}"
+            )
+        if self.data.source != "table" and self.encoder.latent_dim > self.encoder.basis:
+            raise ValueError(
+                f"encoder.latent_dim must be at most encoder.basis {self.encoder.basis}, found "
+                f"{self.encoder.latent_dim}"
+            )
 
     def _check_method(self) -> None:
         if self.privacy.unit != "record":

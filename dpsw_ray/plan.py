@@ -9,14 +9,24 @@ from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
+from dpsw_ray.privacy.events import DpPcaEvent, Event
 from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.release.moments import LONGEST, STEPS, MomentsPlan, moments_event
 from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
-from dpsw_ray.release.planner import ASSUMED_RECORDS, Choice, choose
+from dpsw_ray.release.planner import ASSUMED_RECORDS, Choice, choose, encoder_share
 from dpsw_ray.release.rows import RowPlan
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
-__all__ = ["describe_plan", "ledger_account", "make_plan", "planned"]
+__all__ = [
+    "describe_plan",
+    "encoder_events",
+    "ledger_account",
+    "make_moments_plan",
+    "make_plan",
+    "planned",
+    "run_events",
+]
 
 
 def ledger_account(config: RunConfig) -> str:
@@ -24,6 +34,39 @@ def ledger_account(config: RunConfig) -> str:
     if config.privacy.publishable:
         return config.account
     return f"{config.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
+
+
+def encoder_events(config: RunConfig) -> tuple[Event, ...]:
+    """What the run's encoder costs: nothing, unless it is computed from private records."""
+    if config.encoder.kind != "dp_pca":
+        return ()
+    p = config.privacy
+    return (moments_event(p.relation, p.epsilon, p.delta, _share(config)),)
+
+
+def _share(config: RunConfig) -> float:
+    """The moments' part of the squared mu: the config's, or the planner's where the config says `auto`."""
+    if config.encoder.share != "auto":
+        return config.encoder.share
+    return encoder_share(config.privacy.epsilon, config.privacy.delta)
+
+
+def run_events(config: RunConfig, plan: ReleasePlan) -> list[Event]:
+    """Everything a run charges, in the order of the charges: the encoder's moments, and the release."""
+    return [*encoder_events(config), plan.event]
+
+
+def make_moments_plan(config: RunConfig, dim: int, release_id: str) -> MomentsPlan:
+    """The moments that a run's private encoder is computed from.
+
+    Args:
+        config: the run, of encoder `dp_pca`.
+        dim: p, of the records in their public basis.
+        release_id: its random name.
+    """
+    (event,) = encoder_events(config)
+    assert isinstance(event, DpPcaEvent)
+    return MomentsPlan(release_id, dim, event.noise_std)
 
 
 def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, release_id: str) -> ReleasePlan:
@@ -68,7 +111,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
     }
     if config.release_kind == "sampled":
         return SampledHistogramPlan.make(**common, rounds=r.rounds, rate=r.rate)
-    return HistogramPlan.make(**common, noise=p.noise)
+    return HistogramPlan.make(**common, noise=p.noise, beside=encoder_events(config))
 
 
 def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
@@ -120,7 +163,8 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
         UserError: the latent dimension is that of a table which nothing public describes yet.
     """
     plan, info = planned(config)
-    spent = account([plan.event], config.privacy.relation, config.privacy.delta)
+    events = run_events(config, plan)
+    spent = account(events, config.privacy.relation, config.privacy.delta)
     rounds, blocks, directions, bins = plan.cells
     known = info is not None or config.data.classes is not None
     described: dict[str, Any] = {
@@ -139,6 +183,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
             **_predicted(config, blocks, info),
         },
         "noise": _noise(plan),
+        **_encoder(config, info),
         "privacy": spent.to_dict(),
         "private records": _count(info, config),
     }
@@ -147,7 +192,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     if any(entry.name == name for entry in ledger.datasets()):
         before = ledger.total(name)
         after = bound(
-            [event for entry in ledger.entries(name) for event in entry.events] + [plan.event],
+            [event for entry in ledger.entries(name) for event in entry.events] + events,
             config.privacy.relation,
             config.privacy.delta,
         )
@@ -188,6 +233,27 @@ def _noise(plan: ReleasePlan) -> dict[str, Any]:
         "standard deviation per cell, in records": per_cell,
         "standard deviation per direction and class, in records": per_cell * plan.grid.bins**0.5,
     }
+
+
+def _encoder(config: RunConfig, info: DatasetInfo | None) -> dict[str, Any]:
+    """What a private encoder is computed from, and at what noise."""
+    for event in encoder_events(config):
+        assert isinstance(event, DpPcaEvent)
+        records = None if info is None else info.private_count
+        number = records or config.release.expected_records or ASSUMED_RECORDS
+        return {
+            "encoder": {
+                "kind": "DP-PCA: noisy second moments of the private records in a public basis",
+                "share of squared mu": _share(config),
+                "longest extended record, in lattice units": LONGEST,
+                "standard deviation on the diagonal": event.noise_std,
+                "standard deviation of an entry of the covariance": event.noise_std
+                * math.sqrt(0.5)
+                / (STEPS**2 * number),
+                "of": f"{number:,} records" + ("" if records else " (assumed: release.expected_records)"),
+            }
+        }
+    return {}
 
 
 def _dim(config: RunConfig, info: DatasetInfo | None) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders import Encoder
+from dpsw_ray.encoders.pca import PcaEncoder
 from dpsw_ray.evaluation.features import nearest_rows
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
@@ -27,17 +28,18 @@ from dpsw_ray.evaluation.pictures import (
 from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, ReportSection, render_report
 from dpsw_ray.files import write_bytes, write_json, write_text
 from dpsw_ray.flow.solver import FlowResult
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.plan import ledger_account, run_events
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.statement import RunFacts, noise_kinds, state
 from dpsw_ray.release import Release, ReleasePlan, RowPlan
+from dpsw_ray.release.moments import MomentsPlan
 from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.samples import write_particles, write_samples
 from dpsw_ray.slicing.grid import SCALE
 from dpsw_ray.tracking import Tracker
 
-__all__ = ["Results", "publish", "release_manifest"]
+__all__ = ["Results", "moments_manifest", "publish", "release_manifest"]
 
 _MECHANISMS = {
     "histograms": "Histograms of the private records' projections onto random directions, with noise added to every "
@@ -48,6 +50,10 @@ _MECHANISMS = {
     "random directions of its own, with noise added to every cell. Samples and noise are drawn once; everything else "
     "is computed from the noisy histograms.",
 }
+_PRIVATE_ENCODER = (
+    "First, noisy moments of the private records in a public basis, from which the encoder is computed; then what is "
+    "released of its latents. "
+)
 _PER_CLASS = 10
 _PANELS = 8
 _RECONSTRUCTIONS = 12
@@ -88,7 +94,8 @@ def release_manifest(
         "release_id": plan.release_id,
         "method": config.method,
         "data": config.data.account,
-        "privacy": account([plan.event], p.relation, p.delta).to_dict(),
+        # Of the whole run: where the encoder is private too, no figure of the release alone is anybody's promise.
+        "privacy": account(run_events(config, plan), p.relation, p.delta).to_dict(),
         "publishable": p.publishable,
         "reproducible_noise": p.noise_seed is not None,
         "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
@@ -98,6 +105,25 @@ def release_manifest(
         "class_names": list(info.class_names or info.classes) if classes else [],
         "private_records": info.private_count,
         "sphere": encoder.sphere,
+        "versions": _versions(),
+        "created": _now(),
+    }
+
+
+def moments_manifest(
+    config: RunConfig, plan: MomentsPlan, info: DatasetInfo, ledger: Ledger
+) -> dict[str, Any]:
+    """What the stored moments of a private encoder say of themselves beside their layout."""
+    p, entry = config.privacy, ledger.find_charge(plan.release_id)
+    return {
+        "release_id": plan.release_id,
+        "method": "DP-PCA",
+        "data": config.data.account,
+        "privacy": account([plan.event], p.relation, p.delta).to_dict(),
+        "publishable": p.publishable,
+        "reproducible_noise": p.noise_seed is not None,
+        "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
+        "private_records": info.private_count,
         "versions": _versions(),
         "created": _now(),
     }
@@ -171,9 +197,10 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         config_yaml=config.to_yaml(),
         versions=_versions(),
         created=_now(),
-        mechanism=results.mechanism or _MECHANISMS[config.release_kind],
+        mechanism=(_PRIVATE_ENCODER if config.encoder.kind == "dp_pca" else "")
+        + (results.mechanism or _MECHANISMS[config.release_kind]),
         encoder=encoder_section,
-        sections=[*results.sections, *_neighbours(results)],
+        sections=[*results.sections, *_components(results), *_neighbours(results)],
     )
     write_text(folder / "report.html", render_report(context))
 
@@ -261,6 +288,33 @@ def _encoder(results: Results) -> EncoderSection:
     return EncoderSection(
         facts, losses_figure(encoder.history), reconstructions_png, f"The first records of the {part} part"
     )
+
+
+def _components(results: Results) -> list[ReportSection]:
+    """What a private encoder is, and what it makes of the first test records."""
+    encoder, info = results.encoder, results.info
+    if not isinstance(encoder, PcaEncoder):
+        return []
+    picture = None
+    if encoder.schema.kind == "image" and info.test_count:
+        assert encoder.schema.value_range is not None
+        records = Dataset(info).test().values[:_RECONSTRUCTIONS]
+        decoded = encoder.decode(encoder.encode(records))
+        picture = image_pairs(records, decoded, ("original", "decoded"), encoder.schema.value_range)
+    return [
+        ReportSection(
+            "Encoder",
+            "Principal components of noisy second moments of the private records, which are one of the events above. "
+            "The picture, if there is one, shows the first test records, in the order they came; below each, what is "
+            "decoded from its latent.",
+            {
+                "latent dimension": encoder.latent_dim,
+                "dimension of the public basis": encoder.basis.latent_dim,
+                "components seen above the noise": encoder.above_noise,
+            },
+            picture_png=picture,
+        )
+    ]
 
 
 def _neighbours(results: Results) -> list[ReportSection]:

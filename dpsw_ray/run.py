@@ -29,12 +29,13 @@ from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
 from dpsw_ray.generator.training import generator_steps, train_generator
 from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import ledger_account, make_plan, planned
+from dpsw_ray.plan import encoder_events, ledger_account, make_plan, planned
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
-from dpsw_ray.private.protocol import release_once
+from dpsw_ray.private.protocol import is_charged, release_once
 from dpsw_ray.private.shard import Shard
+from dpsw_ray.private_encoder import private_encoder
 from dpsw_ray.progress import Progress, Task
 from dpsw_ray.publish import Results, publish, release_manifest
 from dpsw_ray.release import Release
@@ -96,8 +97,8 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
         with timings.phase("data", hidden=hidden):
             data = divided_data(config, cluster, progress)
             check_delta(config, data)
-        with timings.phase("encoder"):
-            encoder = train_encoder(config, data, folder / "encoder", progress)
+        with timings.phase("encoder", hidden=bool(encoder_events(config)) and config.privacy.publishable):
+            encoder = _encoder(config, cluster, data, folder.path, ledger, progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
         stored = (folder / "release" / "manifest.json").exists()
         with timings.phase("private latents", hidden=hidden):
@@ -168,12 +169,12 @@ def generate(
 def _open_ledger(config: RunConfig, release: Path) -> Ledger:
     """Before a record is read: under another relation, dividing the data set would tell a protected N.
 
-    A cap refuses here what it would refuse later, when the encoder is trained, unless a release was begun.
+    A cap refuses here what it would refuse later, when the encoder is trained: all that is not charged yet, so that no
+    encoder is paid for whose release has no room.
     """
     ledger = open_ledger(config.ledger_path)
     check_relation(config, ledger)
-    begun = any((release / name).exists() for name in ("manifest.json", "pending.json"))
-    ledger.check(ledger_account(config), config.privacy.relation, () if begun else _expected(config))
+    ledger.check(ledger_account(config), config.privacy.relation, _expected(config, ledger, release))
     return ledger
 
 
@@ -191,12 +192,15 @@ def check_relation(config: RunConfig, ledger: Ledger) -> None:
         check_count_secret(config.data, config.home)
 
 
-def _expected(config: RunConfig) -> tuple[Event, ...]:
-    """What the run is going to charge; nothing where that depends on a table which is not divided yet."""
-    try:
-        return (planned(config)[0].event,)
-    except UserError:
+def _expected(config: RunConfig, ledger: Ledger, release: Path) -> tuple[Event, ...]:
+    """What the run is still going to charge; of a table which is not divided yet the encoder's part alone."""
+    if is_charged(ledger, release):
         return ()
+    encoder = () if is_charged(ledger, release / "encoder") else encoder_events(config)
+    try:
+        return (*encoder, planned(config)[0].event)
+    except UserError:
+        return encoder
 
 
 def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
@@ -220,8 +224,28 @@ def check_delta(config: RunConfig, data: Dataset) -> None:
         )
 
 
+def _encoder(
+    config: RunConfig, cluster: Cluster, data: Dataset, folder: Path, ledger: Ledger, progress: Progress
+) -> Encoder:
+    """The run's encoder, from public records or, charged, from the private ones; it is saved in the run's folder."""
+    if config.encoder.kind != "dp_pca":
+        return train_encoder(config, data, folder / "encoder", progress)
+    return private_encoder(
+        config, data, folder, ledger, lambda basis: spawn_shards(config, cluster, data, basis), progress
+    )
+
+
 def train_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Progress) -> Encoder:
-    """The run's encoder, saved in `folder`: the one that is there, a cached one, or one trained on the public part."""
+    """The run's encoder, saved in `folder`: the one that is there, a cached one, or one trained on the public part.
+
+    Raises:
+        UserError: it would be computed from private records, which runs alone do: they charge it.
+    """
+    if config.encoder.kind == "dp_pca":
+        raise UserError(
+            "encoder.kind dp_pca is computed from private records and charged: `dpsw flow` and `dpsw compare` do that, "
+            "other commands need another encoder.kind."
+        )
     if (folder / "encoder.json").exists():
         return load_encoder(folder)  # the release of this folder, if there is one, was made with it
     public = data.public()

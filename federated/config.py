@@ -152,6 +152,10 @@ class FederatedConfig(RunConfig):
             raise ValueError("population.user is missing: it names the table's column of users")
         if self.data.source == "leaf" and self.data.path is None:
             raise ValueError("data.path is missing: data.source leaf needs the folder with train/ and test/")
+        if self.encoder.kind == "dp_pca":
+            raise ValueError(
+                "encoder.kind dp_pca protects single records: users need another encoder.kind, found dp_pca"
+            )
         if self.data.source in ("generated", "leaf") and self.encoder.kind not in (
             ("identity",) if self.data.source == "generated" else ("conv", "dcgan32", "mlp", "identity")
         ):

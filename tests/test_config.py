@@ -158,7 +158,7 @@ def test_epsilon_that_is_no_number_at_all_is_refused() -> None:
         ("release: {bins: 8, smoothing: 1}", ("release.bins must exceed", "found 8")),
         (
             "data: {source: table, path: a.parquet}",
-            ("encoder.kind must be identity or mlp", "found conv."),
+            ("encoder.kind must be identity, mlp or dp_pca", "found conv."),
         ),
         ("encoder: {kind: vgg64}", ("encoder.kind vgg64 is for 64x64 images", "digits")),
     ],

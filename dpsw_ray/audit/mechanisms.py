@@ -21,6 +21,8 @@ from dpsw_ray.audit.attack import Attack, Randomness, Scores
 from dpsw_ray.audit.releases import (
     histogram_plan,
     mixture_ratio,
+    moments_plan,
+    noisy_moments,
     noisy_projections,
     row_plan,
     sampled_histograms,
@@ -31,7 +33,6 @@ from dpsw_ray.privacy.calibration import calibrate_noise
 from dpsw_ray.privacy.discrete import discrete_gaussian as sample_discrete
 from dpsw_ray.privacy.events import (
     DiscreteGaussianEvent,
-    DpPcaEvent,
     DpSgdEvent,
     GaussianEvent,
     NoisyCountEvent,
@@ -46,7 +47,6 @@ __all__ = [
     "MECHANISMS",
     "Mechanism",
     "discrete_gaussian",
-    "dp_pca",
     "dp_sgd",
     "gaussian",
     "noisy_count",
@@ -142,26 +142,6 @@ def dp_sgd(event: DpSgdEvent, relation: Relation) -> Attack:
         ])  # fmt: skip
 
     return Attack("dp_sgd", (event,), relation, scores)
-
-
-def dp_pca(event: DpPcaEvent, relation: Relation) -> Attack:
-    """The noisy upper triangle of sum x x^T, off-diagonal entries times sqrt(2). Score: likelihood ratio.
-
-    Pair: records of the largest norm at right angles, between the axes; or one and the null record.
-    """
-    across = np.array([1.0, 1.0, 0.0]) * event.radius / math.sqrt(2)
-    end = np.array([1.0, -1.0, 0.0]) * event.radius / math.sqrt(2)
-    start = across if relation == "replace_one" else 0 * across
-    rows, columns = np.triu_indices(3)
-    first, second = (
-        np.outer(x, x)[rows, columns] * np.where(rows == columns, 1.0, math.sqrt(2)) for x in (start, end)
-    )
-
-    def scores(runs: int, source: Randomness) -> Scores:
-        drawn = source.rng.normal(0, event.noise_std, (2, runs, len(rows)))
-        return (first + drawn[0]) @ (second - first), (second + drawn[1]) @ (second - first)
-
-    return Attack("dp_pca", (event,), relation, scores)
 
 
 def discrete_gaussian(event: DiscreteGaussianEvent, relation: Relation) -> Attack:
@@ -320,7 +300,7 @@ MECHANISMS: dict[str, Mechanism] = {
     "gaussian": Mechanism(RELATIONS, _gaussian_at),
     "noisy_count": Mechanism(RELATIONS, lambda r, level: noisy_count(NoisyCountEvent(level), r)),
     "dp_sgd": Mechanism(_SUBSAMPLED, lambda r, level: dp_sgd(DpSgdEvent(0.1, level, 20), r)),
-    "dp_pca": Mechanism(RELATIONS, lambda r, level: dp_pca(DpPcaEvent(level), r)),
+    "dp_pca": Mechanism(RELATIONS, lambda r, level: noisy_moments(moments_plan(r, level), r), runs=20_000),
     "skellam": Mechanism(RELATIONS, _skellam_at),
     "discrete_gaussian": Mechanism(RELATIONS, _discrete_at, runs=50_000),
     "sequential": Mechanism(RELATIONS, _sequential_at),

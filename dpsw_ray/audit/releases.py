@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
-from dpsw_ray.privacy.events import NoiseKind, SlicedHistogramEvent
+from dpsw_ray.privacy.events import DpPcaEvent, NoiseKind, SlicedHistogramEvent
+from dpsw_ray.privacy.losses import Gaussian
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.latents import BALL, NULL, bounded
 from dpsw_ray.private.mechanism import bound, draw_secret, noise
+from dpsw_ray.private.moments import moment_noise, moment_sums
 from dpsw_ray.private.rows import batch_of_rows, noisy_histograms
 from dpsw_ray.private.sampled import sampled_noise, sampled_sums
+from dpsw_ray.release.moments import CONSTANT, LONGEST, STEPS, MomentsPlan
 from dpsw_ray.release.plan import HistogramPlan, SampledHistogramPlan
 from dpsw_ray.release.rows import Law, RowPlan, row_grid
 from dpsw_ray.slicing.directions import LATTICE, haar_frames, iid_directions, round_to_lattice
@@ -27,6 +30,8 @@ from dpsw_ray.slicing.grid import SCALE, BinGrid
 __all__ = [
     "histogram_plan",
     "mixture_ratio",
+    "moments_plan",
+    "noisy_moments",
     "noisy_projections",
     "row_plan",
     "sampled_histograms",
@@ -104,6 +109,42 @@ def _worst_pair(plan: HistogramPlan, relation: Relation) -> tuple[list[Records],
             return [others, one(largest, NULL)], target
         case "add_remove":
             return [others], target
+
+
+def noisy_moments(plan: MomentsPlan, relation: Relation) -> Attack:
+    """DP-PCA: `private.moments` with a fresh key in every run.
+
+    Pair: records at the rim whose inner product is -k^2, as far apart as the sensitivity allows; or one and none (the
+    null record adds the same). Score: likelihood ratio, but for the rounding. Both worlds of a run see the same noise.
+
+    Args:
+        plan: of records in two dimensions.
+        relation: of the pair.
+    """
+    cosine = -((CONSTANT / STEPS) ** 2)
+    pair = round_to_lattice(np.array([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]]) * BALL)
+    label = np.zeros(1, np.int32)
+    absent = [(pair[:1], np.full(1, NULL, np.int32))] if relation == "zero_out" else []
+    start = [(pair[:1], label)] if relation == "replace_one" else absent
+    first, second = (moment_sums(world, plan) for world in (start, [(pair[1:], label)]))
+    rows, columns = np.triu_indices(plan.dim + 1)
+    matched = (second - first) * np.where(rows == columns, 1.0, 2.0)
+
+    def scores(runs: int, source: Randomness) -> Scores:
+        shown = np.empty((2, runs))
+        for run in range(runs):
+            drawn = moment_noise(source.key.derive(b"run %d" % run), plan)
+            shown[:, run] = (first + drawn) @ matched, (second + drawn) @ matched
+        return shown[0], shown[1]
+
+    return Attack("dp_pca", (plan.event,), relation, scores)
+
+
+def moments_plan(relation: Relation, level: float) -> MomentsPlan:
+    """Moments in two dimensions; the noise is `level` times the sensitivity."""
+    ((loss, _),) = DpPcaEvent(1.0, float(LONGEST)).costs(relation)[0].items()
+    assert isinstance(loss, Gaussian)
+    return MomentsPlan("audit", 2, level * loss.mu)
 
 
 def noisy_projections(plan: RowPlan, relation: Relation, record: Array | None = None) -> Attack:

@@ -275,7 +275,7 @@ def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: 
         ):
             path.mkdir(mode=mode)
         labels, parts = collect(source, cfg, home, private, processes)
-        if not len(parts["public"].codes):
+        if cfg.public_fraction and not len(parts["public"].codes):
             raise UserError(
                 f"{source.name} gives no public record: it is empty, its records have missing values, "
                 f"or it is too small for data.public_fraction {cfg.public_fraction}."
@@ -308,7 +308,7 @@ def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: 
 def _class_list(cfg: DataConfig, source: Source, found: list[str]) -> tuple[str, ...]:
     """`data.classes`, else the labels of the public part: by number where all are integers, else by text."""
     if cfg.classes is not None:
-        if not set(cfg.classes) & set(found):
+        if cfg.public_fraction and not set(cfg.classes) & set(found):
             raise UserError(
                 f"data.classes has none of the labels in the public part of {source.name}; "
                 f"those are {_listed(sorted(found))}."

@@ -1,4 +1,4 @@
-"""Records to latents in the unit ball and back, learnt from public records only."""
+"""Records to latents in the unit ball and back, learnt from public records or from what was released."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.autoencoder import Progress, TrainedEncoder, train_autoencoder
 from dpsw_ray.encoders.base import Encoder, load_encoder
 from dpsw_ray.encoders.cache import cached_encoder, digest_arrays
+from dpsw_ray.encoders.pca import BasisEncoder, PcaEncoder
 from dpsw_ray.encoders.tabular import IdentityEncoder
 
 __all__ = [
+    "BasisEncoder",
     "Encoder",
     "IdentityEncoder",
+    "PcaEncoder",
     "TrainedEncoder",
     "cached_encoder",
     "digest_arrays",

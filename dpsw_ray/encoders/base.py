@@ -28,7 +28,7 @@ _FAMILIES: dict[str, type[Encoder]] = {}
 
 
 class Encoder(ABC):
-    """Records to latents in the closed unit ball and back; fitted on public records only.
+    """Records to latents in the closed unit ball and back; fitted on public records, or on what was released.
 
     Attributes:
         schema: what a record is.

@@ -52,11 +52,14 @@ def evaluate(
 ) -> list[Metric]:
     """Measures samples against public and test records; no private record is read.
 
+    Without public records every other test record takes their place, as what the classifier and the baselines are
+    trained on; the rest is what everything is measured against.
+
     Args:
         config: what is measured, on how many records.
         particles: array of size [n, d].
         samples: the decoded particles, shuffled.
-        public: the public part.
+        public: the public part, perhaps empty.
         test: the test part.
         encoder: of the run.
         classes: names; empty without labels.
@@ -64,6 +67,10 @@ def evaluate(
         home: where the classifier and the baselines are cached.
         progress: told of the classifier's training.
     """
+    known, place = "public", "the public part"
+    if not len(public):
+        public, test = _half(test, 0), _half(test, 1)
+        known, place = "reference", "one half of the test part (measured against the other)"
     if not len(test):
         return []
     rng = np.random.default_rng([seed, 0xE7A1])
@@ -77,7 +84,7 @@ def evaluate(
         Metric(
             "sliced W2 to test latents",
             sliced(particles),
-            {"random latents": sliced(noise), "public latents": sliced(public_latents)},
+            {"random latents": sliced(noise), f"{known} latents": sliced(public_latents)},
             f"Distance between the particles and the encoded test records over {config.directions} directions.",
             "lower",
         )
@@ -93,22 +100,23 @@ def evaluate(
         shown = slice(0, config.images)
         decoded = encoder.decode(test_latents[shown])
         metrics += _picture_metrics(
-            classifier, samples[0][shown], test.values[shown], decoded, random_records, seed
+            classifier, samples[0][shown], test.values[shown], decoded, random_records, seed, place
         )
     intended = rng.integers(0, len(classes), len(noise)).astype(np.int32)
-    judge = _Judge(config, encoder, public, public_latents, test, len(classes), seed, home)
+    judge = _Judge(config, encoder, public, public_latents, test, len(classes), seed, home, known)
     records, labels = samples[0][: config.train], samples[1][: config.train]
-    metrics.append(
-        judge.metric(
-            "logreg",
-            (records, classifier.predict(records)),
-            (random_records, classifier.predict(random_records)),
-            (public.values, classifier.predict(public.values[: config.train])),
-            ", classes by the public classifier",
-            " that a classifier trained on the public part has named",
-            ": for releases without labels, and beside those that have them",
+    if known == "public":
+        metrics.append(
+            judge.metric(
+                "logreg",
+                (records, classifier.predict(records)),
+                (random_records, classifier.predict(random_records)),
+                (public.values, classifier.predict(public.values[: config.train])),
+                ", classes by the public classifier",
+                " that a classifier trained on the public part has named",
+                ": for releases without labels, and beside those that have them",
+            )
         )
-    )
     if not (labels >= 0).any():
         return metrics
     metrics.append(
@@ -119,16 +127,20 @@ def evaluate(
                 "random latents": intended_class_rate(classifier, random_records, intended),
                 "test records": intended_class_rate(classifier, test.values, test.labels),
             },
-            "Share of samples that a classifier trained on real public records puts into the class they were "
-            "generated for.",
+            f"Share of samples that a classifier trained on {place} puts into the class they were generated for.",
             "higher",
         )
     )
     for kind in config.models:
         if kind != "cnn" or encoder.schema.kind == "image":
-            known = (public.values, public.labels)
-            metrics.append(judge.metric(kind, (records, labels), (random_records, intended), known))
+            real = (public.values, public.labels)
+            metrics.append(judge.metric(kind, (records, labels), (random_records, intended), real))
     return metrics
+
+
+def _half(part: Part, first: int) -> Part:
+    """Every other record, from the first or the second on."""
+    return Part(part.values[first::2], part.labels[first::2], part.name)
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ class _Judge:
     classes: int
     seed: int
     home: Path
+    known: str
 
     def metric(
         self, kind: ModelKind, samples: Records, random: Records, public: Records,
@@ -165,10 +178,10 @@ class _Judge:
             model_accuracy(kind, *samples, *real, **common),
             {
                 "random latents": baseline(*random),
-                "public records, decoded": baseline(
+                f"{self.known} records, decoded": baseline(
                     self.encoder.decode(self.public_latents[:count]), public[1][:count]
                 ),
-                "public records": baseline(public[0][:count], public[1][:count]),
+                f"{self.known} records": baseline(public[0][:count], public[1][:count]),
             },
             f"{model} trained on {count:,} samples{which}, tested on real test records{why}.",
             "higher",
@@ -182,8 +195,9 @@ def _picture_metrics(
     decoded: NDArray[Any],
     random: NDArray[Any],
     seed: int,
+    place: str,
 ) -> list[Metric]:
-    """Samples [n, *shape] beside test images, in the features of a classifier trained on the public part."""
+    """Samples [n, *shape] beside test images, in the features of a classifier trained on what `place` names."""
     features = {
         name: classifier.features(images)
         for name, images in (
@@ -193,7 +207,9 @@ def _picture_metrics(
         )
     }
     reference = classifier.features(test)
-    judged = "in the feature space of a classifier trained on the public part; not comparable with Inception figures."
+    judged = (
+        f"in the feature space of a classifier trained on {place}; not comparable with Inception figures."
+    )
 
     def metric(name: str, measure: Callable[[str], float], explanation: str, lower: bool = False) -> Metric:
         values = {which: measure(which) for which in features}

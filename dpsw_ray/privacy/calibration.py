@@ -171,6 +171,7 @@ def calibrate_histogram_noise(
     epsilon: float,
     delta: float,
     noise: NoiseKind = "gaussian",
+    beside: Sequence[Event] = (),
 ) -> float:
     """Smallest noise for one `SlicedHistogramEvent` that stays within (`epsilon`, `delta`).
 
@@ -181,17 +182,20 @@ def calibrate_histogram_noise(
         epsilon: target, positive; infinity gives 0.
         delta: in (0, 1).
         noise: the sampler.
+        beside: what is released of the same records under the same budget, its noise fixed.
 
     Returns:
-        Standard deviation in lattice units; the event's upper bound on epsilon never exceeds `epsilon`.
+        Standard deviation in lattice units; the upper bound on epsilon of the event, with those beside it, never
+        exceeds `epsilon`.
 
     Raises:
         UserError: a parameter out of range.
+        AccountingError: what is beside it costs `epsilon` already.
     """
     sensitivity = math.sqrt(SlicedHistogramEvent(directions, row_norm_sq, 0.0).sensitivity_sq(relation))
 
     def events(level: float) -> list[Event]:
-        return [SlicedHistogramEvent(directions, row_norm_sq, level * sensitivity, noise=noise)]
+        return [*beside, SlicedHistogramEvent(directions, row_norm_sq, level * sensitivity, noise=noise)]
 
     return calibrate_noise(events, relation, epsilon, delta) * sensitivity
 

@@ -255,12 +255,19 @@ _RECORDS = (
 )
 
 
+_PUBLIC = {
+    "public": "Public and test records. The encoder was trained on the public part only, and metrics compare with "
+    "public and test records.",
+    "dp_pca": "Public records, where there are any, and test records, which metrics compare with. The encoder was "
+    "computed from noisy moments of the private part; they are one of the events that epsilon counts.",
+}
+
+
 def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     unit = privacy["unit"]
     times = "charge" if facts.charges == 1 else "charges"
     said = [
-        "Public and test records. The encoder was trained on the public part only, and metrics compare with public and "
-        "test records.",
+        _PUBLIC["dp_pca" if any(event["kind"] == "dp_pca" for event in privacy["events"]) else "public"],
         "What the config says: the class list, bounds of columns, the public seed. It is taken to be public.",
         f"Further releases from the same records. Costs add up: epsilon is at most {_at_most(facts.total_epsilon)} "
         f"over {facts.charges} {times} to {facts.ledger} so far. What is not in the ledger is not in that figure.",

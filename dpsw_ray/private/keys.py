@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpsw_ray.private.mechanism import NoiseSecret, draw_secret, restore_secret
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.plan import AnyPlan
 
 __all__ = ["KeyStore"]
 
@@ -35,7 +35,7 @@ class KeyStore:
         self.folder = Path(private_dir) / "keys"
         self.spent = Path(private_dir) / "spent"
 
-    def find(self, plan: ReleasePlan, fingerprint: str) -> NoiseSecret | None:
+    def find(self, plan: AnyPlan, fingerprint: str) -> NoiseSecret | None:
         """The secret that a retry of this very release may use, or None."""
         try:
             stored = json.loads(self._path(plan.release_id).read_text())
@@ -47,7 +47,7 @@ class KeyStore:
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or one that was never finished
             return None
 
-    def create(self, plan: ReleasePlan, fingerprint: str) -> NoiseSecret:
+    def create(self, plan: AnyPlan, fingerprint: str) -> NoiseSecret:
         """Draws the secret and makes it durable before anything uses it.
 
         Raises:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from dpsw_ray.privacy.discrete import NoiseTable
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.private.latents import NULL
-from dpsw_ray.release.plan import HistogramPlan, ReleasePlan
+from dpsw_ray.release.plan import AnyPlan, HistogramPlan, ReleasePlan
 from dpsw_ray.slicing.histogram import add_histograms
 from dpsw_ray.slicing.histogram_torch import TorchHistograms
 
@@ -108,14 +108,14 @@ def cell_blocks(labels: NDArray[np.int32], plan: ReleasePlan) -> NDArray[np.int3
     return np.where(labels == NULL, np.int32(-1), np.int32(0)).astype(np.int32)
 
 
-def draw_secret(plan: ReleasePlan) -> NoiseSecret:
+def draw_secret(plan: AnyPlan) -> NoiseSecret:
     """Fixes the release's noise from fresh entropy: another noise on every call."""
     if plan.noise == "discrete_gaussian":
         return NoiseTable.draw(plan.noise_std, math.prod(plan.cells))
     return NoiseKey.generate()
 
 
-def restore_secret(secret: bytes, plan: ReleasePlan) -> NoiseSecret:
+def restore_secret(secret: bytes, plan: AnyPlan) -> NoiseSecret:
     """The secret that these bytes were the `secret` of, for a retry of the same plan.
 
     Raises:

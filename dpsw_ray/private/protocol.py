@@ -19,7 +19,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +29,44 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.files import atomic_path, write_json
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.masking import unmask
-from dpsw_ray.release.plan import ReleasePlan
+from dpsw_ray.release.moments import Moments, MomentsPlan
+from dpsw_ray.release.plan import AnyPlan, ReleasePlan
 from dpsw_ray.release.release import Release
 
-__all__ = ["begin_release", "draw_release", "end_release", "release_once", "reserve_release"]
+__all__ = [
+    "begin_release",
+    "draw_release",
+    "end_release",
+    "is_charged",
+    "release_moments_once",
+    "release_once",
+    "reserve_release",
+]
 
 T = TypeVar("T")
+P = TypeVar("P", bound=AnyPlan)
+P_contra = TypeVar("P_contra", bound=AnyPlan, contravariant=True)
 
 _ATTEMPTS = 5
 _PARTS = "part-{release_id}-{number}.npy"
+
+
+class _Released(Protocol[P_contra]):
+    """What noisy totals become: it is saved whole or not at all, `manifest.json` last."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self: ...
+
+    @classmethod
+    def from_plan(cls, plan: P_contra, counts: NDArray[np.int64], manifest: Mapping[str, Any], /) -> Self: ...
+
+
+R = TypeVar("R", bound=_Released[Any])
 
 
 def release_once(
@@ -68,9 +97,42 @@ def release_once(
     Raises:
         UserError: the ledger refuses the charge, the stored release is not in it, or a prepaid one is lost.
     """
+    return _once(
+        Release, shards, make_plan, folder, ledger, account, run_id, noise_seed, manifest, prepaid=prepaid
+    )
+
+
+def release_moments_once(
+    shards: WorkerGroup,
+    make_plan: Callable[[str], MomentsPlan],
+    folder: Path,
+    *,
+    ledger: Ledger,
+    account: str,
+    run_id: str,
+    noise_seed: int | None,
+    manifest: Callable[[MomentsPlan], Mapping[str, Any]],
+) -> Moments:
+    """The same for the moments of a private encoder; see `release_once`."""
+    return _once(Moments, shards, make_plan, folder, ledger, account, run_id, noise_seed, manifest)
+
+
+def _once(
+    kind: type[R],
+    shards: WorkerGroup,
+    make_plan: Callable[[str], P],
+    folder: Path,
+    ledger: Ledger,
+    account: str,
+    run_id: str,
+    noise_seed: int | None,
+    manifest: Callable[[P], Mapping[str, Any]],
+    *,
+    prepaid: bool = False,
+) -> R:
     pending = folder / "pending.json"
     if (folder / "manifest.json").exists():
-        release = Release.load(folder)
+        release = kind.load(folder)
         release_id = str(release.manifest["release_id"])
         _check_charged(ledger, account, release_id, folder, make_plan if prepaid else None)
         _commit(shards, release_id, pending)
@@ -85,7 +147,15 @@ def release_once(
         except UserError:  # refused: nothing was released, and the secret must not stay behind
             _commit(shards, plan.release_id, pending)
             raise
-    return draw_release(shards, plan, folder, noise_seed=noise_seed, manifest=manifest)
+    return _draw(kind, shards, plan, folder, noise_seed, manifest)
+
+
+def is_charged(ledger: Ledger, folder: Path) -> bool:
+    """Whether what `folder` holds, or began, was charged already: going on with it costs nothing, as a rule."""
+    if (folder / "manifest.json").exists():
+        return True
+    begun = _pending_id(folder / "pending.json")
+    return begun is not None and ledger.find_charge(begun) is not None
 
 
 def reserve_release(
@@ -152,7 +222,18 @@ def draw_release(
     manifest: Callable[[ReleasePlan], Mapping[str, Any]],
 ) -> Release:
     """Draws and stores a release that is charged and whose noise secret is durable, then destroys the secret."""
-    release = Release.from_plan(plan, _noisy_totals(shards, plan, folder, noise_seed), manifest(plan))
+    return _draw(Release, shards, plan, folder, noise_seed, manifest)
+
+
+def _draw(
+    kind: type[R],
+    shards: WorkerGroup,
+    plan: P,
+    folder: Path,
+    noise_seed: int | None,
+    manifest: Callable[[P], Mapping[str, Any]],
+) -> R:
+    release = kind.from_plan(plan, _noisy_totals(shards, plan, folder, noise_seed), manifest(plan))
     release.save(folder)
     _commit(shards, plan.release_id, folder / "pending.json")
     return release
@@ -166,12 +247,10 @@ def end_release(shards: WorkerGroup, folder: Path) -> None:
         _commit(shards, begun, pending)
 
 
-def _new_plan(
-    shards: WorkerGroup, make_plan: Callable[[str], ReleasePlan], pending: Path, noise_seed: int | None
-) -> ReleasePlan:
+def _new_plan(shards: WorkerGroup, make_plan: Callable[[str], P], pending: Path, noise_seed: int | None) -> P:
     """A plan under a new id, which is durable with its noise secret, and not charged yet."""
 
-    def prepared() -> ReleasePlan:
+    def prepared() -> P:
         # Another id for every attempt: what became of the secret that a lost worker was making, nobody knows.
         release_id = secrets.token_hex(16)
         write_json(pending, {"release_id": release_id})
@@ -188,7 +267,7 @@ def _check_charged(
     account: str,
     release_id: str,
     folder: Path,
-    make_plan: Callable[[str], ReleasePlan] | None = None,
+    make_plan: Callable[[str], AnyPlan] | None = None,
 ) -> None:
     """Refuses a release of elsewhere, which this ledger's totals would not know; with a plan, one of another plan."""
     entry = ledger.find_charge(release_id)
@@ -207,13 +286,13 @@ def _check_charged(
 
 def _begun(
     shards: WorkerGroup,
-    make_plan: Callable[[str], ReleasePlan],
+    make_plan: Callable[[str], P],
     pending: Path,
     ledger: Ledger,
     account: str,
     noise_seed: int | None,
     prepaid: bool,
-) -> ReleasePlan | None:
+) -> P | None:
     """The plan of a release that was charged and begun here and may be repeated for free, if there is one."""
     release_id = _pending_id(pending)
     if release_id is None:
@@ -248,7 +327,7 @@ def _lost(folder: Path) -> UserError:
 
 
 def _noisy_totals(
-    shards: WorkerGroup, plan: ReleasePlan, folder: Path, noise_seed: int | None
+    shards: WorkerGroup, plan: AnyPlan, folder: Path, noise_seed: int | None
 ) -> NDArray[np.int64]:
     """All rounds' noisy totals; those of a long release are stored as they come, and not asked for again."""
     if plan.messages == 1:
@@ -265,7 +344,7 @@ def _noisy_totals(
 
 
 def _noisy_total(
-    shards: WorkerGroup, plan: ReleasePlan, number: int, noise_seed: int | None
+    shards: WorkerGroup, plan: AnyPlan, number: int, noise_seed: int | None
 ) -> NDArray[np.int64]:
     def one_message() -> NDArray[np.int64]:
         public_keys = shards.call("announce")

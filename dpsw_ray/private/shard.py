@@ -16,10 +16,12 @@ from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import LatentStore
 from dpsw_ray.private.masking import MaskingKey
 from dpsw_ray.private.mechanism import NoiseSecret, bound, noise
+from dpsw_ray.private.moments import moment_noise, moment_sums
 from dpsw_ray.private.rows import noisy_histograms
 from dpsw_ray.private.sampled import sampled_noise, sampled_sums
 from dpsw_ray.private.sealing import sealed
-from dpsw_ray.release.plan import HistogramPlan, ReleasePlan, SampledHistogramPlan
+from dpsw_ray.release.moments import MomentsPlan
+from dpsw_ray.release.plan import AnyPlan, HistogramPlan, SampledHistogramPlan
 from dpsw_ray.release.rows import RowPlan
 
 __all__ = ["Shard"]
@@ -60,7 +62,7 @@ class Shard:
         self.store.encode(load_encoder(self.encoder_dir), self.rank, self.size)
 
     @sealed("drawing noise")
-    def prepare(self, plan: ReleasePlan) -> None:
+    def prepare(self, plan: AnyPlan) -> None:
         """Rank 0 makes the release's noise secret durable: called before the release is charged, once or again."""
         if self.rank == 0:
             fingerprint = self.store.fingerprint()
@@ -68,7 +70,7 @@ class Shard:
                 self.keys.create(plan, fingerprint)
 
     @sealed("looking for a noise secret")
-    def can_repeat(self, plan: ReleasePlan) -> bool:
+    def can_repeat(self, plan: AnyPlan) -> bool:
         """On rank 0: whether this very release was begun and not committed, so that a retry costs nothing."""
         return self.rank == 0 and self.keys.find(plan, self.store.fingerprint()) is not None
 
@@ -81,7 +83,7 @@ class Shard:
     @sealed("summing private records")
     def contribute(
         self,
-        plan: ReleasePlan,
+        plan: AnyPlan,
         number: int,
         public_keys: Sequence[bytes],
         noise_seed: int | None = None,
@@ -95,7 +97,7 @@ class Shard:
             noise_seed: reproducible noise, for tests and papers; the release is marked.
 
         Returns:
-            Array of size [rounds of the message, C, K, bins], uint64.
+            Array of size [rounds of the message, C, K, bins], of moments `plan.cells`, uint64.
         """
         masking, self._masking = self._masking, None
         if masking is None or len(public_keys) != self.size:
@@ -127,7 +129,7 @@ class Shard:
     def _latents(self) -> NDArray[np.float64]:
         return np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
 
-    def _message(self, plan: ReleasePlan, number: int, noise_seed: int | None) -> NDArray[np.int64]:
+    def _message(self, plan: AnyPlan, number: int, noise_seed: int | None) -> NDArray[np.int64]:
         rows = self.store.rows()
         start, stop = self.rank * rows // self.size, (self.rank + 1) * rows // self.size
         batches = self.store.batches(start, stop)
@@ -136,14 +138,17 @@ class Shard:
             total = bound(batches, plan, self.threads)
             return (total if secret is None else total + noise(secret, plan))[None]
         key = self._noise_secret(plan, noise_seed)
-        assert isinstance(key, NoiseKey), "plans of many rounds draw their noise from a key"
+        assert isinstance(key, NoiseKey), "these plans draw their noise from a key"
+        if isinstance(plan, MomentsPlan):
+            sums = moment_sums(batches, plan)
+            return sums + moment_noise(key, plan) if self.rank == 0 else sums
         if isinstance(plan, RowPlan):
             return noisy_histograms(batches, plan, number, start, rows, key)
         assert isinstance(plan, SampledHistogramPlan)
         sums = sampled_sums(batches, plan, number, start, key, self.threads)
         return sums + sampled_noise(key, plan, number) if self.rank == 0 else sums
 
-    def _noise_secret(self, plan: ReleasePlan, noise_seed: int | None) -> NoiseSecret:
+    def _noise_secret(self, plan: AnyPlan, noise_seed: int | None) -> NoiseSecret:
         if noise_seed is not None:
             return NoiseKey.from_seed(noise_seed)
         secret = self.keys.find(plan, self.store.fingerprint())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,40 @@ from dpsw_ray.privacy.relations import Relation, Unit
 from dpsw_ray.slicing.directions import haar_frames, spread_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
-__all__ = ["HistogramPlan", "ReleasePlan", "SampledHistogramPlan", "checked_std"]
+__all__ = ["AnyPlan", "HistogramPlan", "ReleasePlan", "SampledHistogramPlan", "checked_std"]
 
 _BLOCK_CELLS = 1 << 21  # of one message of a long sequence: 16 MiB
+
+
+class AnyPlan(Protocol):
+    """What the release protocol asks of a plan, whatever is released: slices, or moments."""
+
+    @property
+    def release_id(self) -> str:
+        """Random name of this release."""
+
+    @property
+    def noise(self) -> str:
+        """How the noise is sampled."""
+
+    @property
+    def noise_std(self) -> float:
+        """Scale of the noise, in lattice units."""
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Shape of what is released."""
+
+    @property
+    def event(self) -> Event:
+        """What the whole release costs."""
+
+    @property
+    def messages(self) -> int:
+        """Number of messages of each shard."""
+
+    def digest(self) -> str:
+        """Hash of everything that decides the released numbers apart from the data and the noise secret."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +157,12 @@ class HistogramPlan(ReleasePlan):
         seed: int,
         noise: NoiseKind = "gaussian",
         unit: Unit = "record",
+        beside: Sequence[Event] = (),
     ) -> Self:
-        """Draws the directions from the public seed and calibrates the noise to (epsilon, delta)."""
+        """Draws the directions from the public seed; calibrates the noise to (epsilon, delta), `beside` included."""
         directions = spread_frames(frames, dim, seed)
         std = calibrate_histogram_noise(
-            len(directions), grid.row_norm_sq, relation, epsilon, delta, noise=noise
+            len(directions), grid.row_norm_sq, relation, epsilon, delta, noise=noise, beside=beside
         )
         plan = cls(
             release_id,

@@ -26,7 +26,16 @@ from dpsw_ray.privacy.calibration import calibrate_gaussian_mu
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.slicing.grid import BinGrid
 
-__all__ = ["ASSUMED_RECORDS", "FRAMES", "GRIDS", "Choice", "choose", "noise_per_record", "predict"]
+__all__ = [
+    "ASSUMED_RECORDS",
+    "FRAMES",
+    "GRIDS",
+    "Choice",
+    "choose",
+    "encoder_share",
+    "noise_per_record",
+    "predict",
+]
 
 ASSUMED_RECORDS = 30_000
 """Where the number of records is protected or not known yet and the config has no guess."""
@@ -114,3 +123,9 @@ def choose(
         for grid in fitting
     ]
     return min(choices, key=lambda choice: (choice.distance, choice.frames, choice.grid.bins))
+
+
+def encoder_share(epsilon: float, delta: float) -> float:
+    """Part of the squared mu that a private encoder gets, the release gets the rest."""
+    mu = calibrate_gaussian_mu(epsilon, delta)
+    return 0.2 if mu < 0.1 else 0.15

@@ -1,0 +1,389 @@
+"""A private encoder: noisy moments under the same protocol and the same epsilon as the release, and what they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import small
+from test_release import shards, store
+
+import dpsw_ray.run as pipeline
+from dpsw_ray.config import RunConfig
+from dpsw_ray.data import open_dataset
+from dpsw_ray.data.records import RecordSchema
+from dpsw_ray.encoders import BasisEncoder, PcaEncoder, load_encoder
+from dpsw_ray.errors import UserError
+from dpsw_ray.plan import make_moments_plan, make_plan, run_events
+from dpsw_ray.privacy.accountants import bound
+from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.privacy.noise import NoiseKey
+from dpsw_ray.privacy.relations import RELATIONS, Relation
+from dpsw_ray.private.latents import BALL, NULL, LatentStore, bounded
+from dpsw_ray.private.masking import unmask
+from dpsw_ray.private.moments import moment_noise, moment_sums
+from dpsw_ray.progress import Progress
+from dpsw_ray.release.moments import CONSTANT, LONGEST, STEPS, Moments, MomentsPlan, moments_event
+from dpsw_ray.run import generate, run
+
+QUIET = Progress(quiet=True)
+IMAGES = RecordSchema("image", (8, 8, 1), value_range=(0, 16))
+
+
+def plan(dim: int = 4, noise_std: float = 0.0, release_id: str = "r") -> MomentsPlan:
+    return MomentsPlan(release_id, dim, noise_std)
+
+
+def frobenius_sq(triangle: np.ndarray, dim: int) -> int:
+    """Squared length of an upper triangle, entries beside the diagonal counted twice: exact."""
+    rows, columns = np.triu_indices(dim + 1)
+    return sum(int(x) ** 2 * (1 if i == j else 2) for x, i, j in zip(triangle, rows, columns, strict=True))
+
+
+def one(record: np.ndarray) -> np.ndarray:
+    """What one record of any length adds, through the code that bounds it."""
+    return moment_sums([bounded(record[None], np.zeros(1, np.int32))], plan(len(record)))
+
+
+def private(*overrides: str, home: Path) -> RunConfig:
+    return small(
+        "data.public_fraction=0", "data.classes=[0,1,2,3,4,5,6,7,8,9]", "encoder.kind=dp_pca", "encoder.latent_dim=4",
+        "encoder.basis=20", "cluster.executor=local", f"paths.home={home}", *overrides,
+    )  # fmt: skip
+
+
+def test_the_longest_record_is_a_whole_number() -> None:
+    assert STEPS**2 + CONSTANT**2 == LONGEST**2
+
+
+@pytest.mark.parametrize("dim", [2, 7, 40])
+def test_no_pair_of_records_exceeds_the_stated_sensitivity(dim: int) -> None:
+    """Rounding included, however long the records are, in exact integers."""
+    rng = np.random.default_rng(dim)
+    for trial in range(200):
+        x, y = rng.standard_normal((2, dim)) * 10.0 ** rng.integers(-3, 6)
+        if trial % 4 == 0:
+            y = -x
+        first, second = one(x), one(y)
+        assert frobenius_sq(first, dim) <= LONGEST**4
+        assert frobenius_sq(first - second, dim) <= 2 * LONGEST**4
+    assert not moment_sums([bounded(np.full((1, dim), np.nan), np.zeros(1, np.int32))], plan(dim)).any()
+
+
+def test_a_worst_pair_reaches_the_sensitivity() -> None:
+    """Two records at the rim whose inner product is -k^2."""
+    cosine = -((CONSTANT / STEPS) ** 2)
+    x = np.array([1.0, 0.0]) * BALL
+    y = np.array([cosine, math.sqrt(1 - cosine**2)]) * BALL
+    assert frobenius_sq(one(x) - one(y), 2) > 0.9999 * 2 * LONGEST**4
+    assert frobenius_sq(one(x), 2) > 0.9999 * LONGEST**4
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_the_event_charges_the_exact_sensitivity(relation: Relation) -> None:
+    event = moments_event(relation, 1.0, 1e-5, 0.25)
+    ((loss, times),) = event.costs(relation)[0].items()
+    changed = 2 if relation == "replace_one" else 1
+    assert times == 1
+    claimed = Fraction(loss.mu) * Fraction(event.noise_std)  # type: ignore[attr-defined]
+    assert claimed**2 >= changed * LONGEST**4 * (1 - Fraction(1, 10**14))
+    assert MomentsPlan("r", 3, event.noise_std).event == event
+
+
+def test_noise_beside_the_diagonal_is_never_below_what_is_charged() -> None:
+    for std in np.geomspace(1e3, 1e16, 500):
+        assert 2 * Fraction(plan(noise_std=float(std)).beside_std) ** 2 >= Fraction(float(std)) ** 2
+
+
+def test_noise_has_the_stated_scale_and_repeats() -> None:
+    drawn = plan(60, 1e6)
+    noise = moment_noise(NoiseKey.from_seed(1), drawn)
+    rows, columns = np.triu_indices(61)
+    assert noise[rows == columns].std() == pytest.approx(1e6, rel=0.3)
+    assert noise[rows != columns].std() == pytest.approx(1e6 / math.sqrt(2), rel=0.05)
+    assert np.array_equal(noise, moment_noise(NoiseKey.from_seed(1), drawn))
+    assert np.mean(noise == moment_noise(NoiseKey.from_seed(2), drawn)) < 0.01
+    other = dataclasses.replace(drawn, noise_std=2e6)
+    assert np.mean(2 * noise == moment_noise(NoiseKey.from_seed(1), other)) < 0.01
+
+
+def test_masked_sums_are_the_plain_sums_for_any_number_of_shards(tmp_path: Path) -> None:
+    folder = store(tmp_path / "private")
+    parts = LatentStore(folder, "key").batches(0, 500)
+    whole = np.concatenate([np.trunc(x * STEPS).astype(np.int64) for x, labels in parts])
+    whole = np.column_stack([whole, np.full(len(whole), CONSTANT)])
+    plain = (whole.T @ whole)[np.triu_indices(5)]
+    for size in (1, 2, 5):
+        group = shards(folder, size)
+        group.call("prepare", (plan(),))
+        messages = group.call("contribute", (plan(), 0, group.call("announce"), None))
+        assert np.array_equal(unmask(messages), plain)
+        if size > 1:
+            assert not any(np.any(message.view(np.int64) == plain) for message in messages)
+        group.call("commit", ("r",))
+        (folder / "spent" / "r").unlink()
+
+
+def test_null_records_add_nothing_and_unknown_classes_do() -> None:
+    x, _ = bounded(np.full((3, 4), 0.3), np.zeros(3, np.int32))
+    labels = np.array([0, -1, NULL], np.int32)
+    assert moment_sums([(x, labels)], plan())[-1] == 2 * CONSTANT**2
+
+
+def test_moments_are_stored_whole_and_damage_is_noticed(tmp_path: Path) -> None:
+    totals = np.arange(15)
+    made = Moments.from_plan(plan(noise_std=3.5), totals, {"release_id": "r"})
+    assert np.array_equal(made.matrix, made.matrix.T)
+    made.save(tmp_path)
+    again = Moments.load(tmp_path)
+    assert np.array_equal(again.matrix, made.matrix)
+    assert (again.noise_std, again.manifest["release_id"]) == (3.5, "r")
+    (tmp_path / "moments.arrow").write_bytes(b"damage")
+    with pytest.raises(UserError, match="damaged moments"):
+        Moments.load(tmp_path)
+
+
+def exact_moments(basis: BasisEncoder, records: np.ndarray) -> Moments:
+    latents, labels = bounded(basis.encode(records), np.zeros(len(records), np.int32))
+    drawn = plan(basis.latent_dim)
+    return Moments.from_plan(drawn, moment_sums([(latents, labels)], drawn), {})
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    from sklearn.datasets import load_digits
+
+    images: np.ndarray = load_digits().images.astype(np.uint8)[..., None]
+    return images
+
+
+def test_without_noise_the_components_are_the_principal_ones(digits: np.ndarray, tmp_path: Path) -> None:
+    basis = BasisEncoder.make(IMAGES, 64, 1.0)
+    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 10, len(digits), 0.0)
+    flat = digits.reshape(len(digits), -1) / 8.0
+    best = np.linalg.eigvalsh(np.cov(flat.T, bias=True))[::-1][:10].sum()
+    decoded = encoder.decode(encoder.encode(digits)).reshape(len(digits), -1) / 8.0
+    left = float(((flat - decoded) ** 2).sum(axis=1).mean())
+    whole = float(flat.var(axis=0).sum())
+    assert left < (whole - best) * 1.08  # what leaves the ball and rounding to pixels
+    encoder.save(tmp_path)
+    again = load_encoder(tmp_path)
+    assert np.array_equal(again.encode(digits[:50]), encoder.encode(digits[:50]))
+    assert np.array_equal(
+        again.decode(again.encode(digits[:50])), encoder.decode(encoder.encode(digits[:50]))
+    )
+
+
+def test_a_latent_depends_on_its_record_alone(digits: np.ndarray) -> None:
+    basis = BasisEncoder.make(IMAGES, 40, 0.7)
+    encoder = PcaEncoder.fit(basis, exact_moments(basis, digits), 8, None, 0.7)
+    for each in (basis, encoder):
+        whole = each.encode(digits)
+        assert np.linalg.norm(whole, axis=1).max() <= 1 + 1e-12
+        assert np.array_equal(whole[7:8], each.encode(digits[7:8]))
+        assert np.array_equal(whole[5:300], each.encode(digits[5:300]))
+    latents = encoder.encode(digits[:20])
+    assert np.array_equal(encoder.decode(latents)[3:4], encoder.decode(latents[3:4]))
+
+
+def test_the_basis_is_orthonormal_in_every_channel() -> None:
+    schema = RecordSchema("image", (6, 5, 3), value_range=(0, 255))
+    basis = BasisEncoder.make(schema, 47, 0.5).basis
+    assert basis.shape == (47, 90)
+    assert np.allclose(basis @ basis.T, np.eye(47))
+    assert np.array_equal(basis[:3] != 0, np.tile(np.eye(3, dtype=bool), (1, 30)))  # the mean of each channel
+
+
+def test_components_below_the_noise_are_not_counted(digits: np.ndarray) -> None:
+    basis = BasisEncoder.make(IMAGES, 40, 0.7)
+    exact = exact_moments(basis, digits)
+    seen = []
+    for std in (1e6, 1e11, 1e13):
+        noise = moment_noise(NoiseKey.from_seed(0), plan(40, std))
+        triangle = exact.matrix[np.triu_indices(41)] + noise
+        moments = Moments.from_plan(plan(40, std), triangle, {})
+        seen.append(PcaEncoder.fit(basis, moments, 8, len(digits), 0.7).above_noise)
+    assert seen[0] > seen[1] > seen[2]
+    assert seen[2] <= 2
+
+
+def test_tables_need_bounds_of_every_column() -> None:
+    schema = RecordSchema("table", (2,), columns=("a", "b"))
+    with pytest.raises(UserError, match=r"data\.bounds lacks b"):
+        BasisEncoder.make(schema, 100, 0.7, {"a": (0.0, 1.0)})
+    with pytest.raises(UserError, match=r"data\.bounds\.c is no column"):
+        BasisEncoder.make(schema, 100, 0.7, {"a": (0.0, 1.0), "b": (0.0, 1.0), "c": (0.0, 1.0)})
+    basis = BasisEncoder.make(schema, 100, 1.0, {"a": (0.0, 1.0), "b": (-1.0, 3.0)})
+    latents = basis.encode(np.array([[0.5, 1.0], [9.0, 3.0], [np.nan, 0.0]]))
+    assert np.allclose(latents[:2], [[0.0, 0.0], [math.sqrt(0.5), math.sqrt(0.5)]])
+    assert np.isnan(latents[2]).all()
+
+
+@pytest.mark.parametrize("share", ["auto", "0.4"])
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize("epsilon", [0.2, 1.0, 10.0])
+def test_both_events_together_cost_epsilon(
+    share: str, relation: Relation, epsilon: float, tmp_path: Path
+) -> None:
+    config = private(
+        f"privacy.epsilon={epsilon}",
+        f"privacy.relation={relation}",
+        f"encoder.share={share}",
+        home=tmp_path,
+    )
+    events = run_events(config, make_plan(config, 4, 10, 1000, "r"))
+    upper = bound(events, relation, config.privacy.delta).epsilon.upper
+    assert epsilon * (1 - 1e-9) < upper <= epsilon
+    assert make_moments_plan(config, 20, "r").event == events[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A whole run without public records, evaluated and measured for research."""
+    folder = tmp_path_factory.mktemp("private-encoder")
+    config = private(
+        "evaluation.enabled=true", "evaluation.directions=16", "evaluation.research=true", "data.test_fraction=0.2",
+        home=folder / "home",
+    )  # fmt: skip
+    return config, run(config, folder / "run", QUIET).folder
+
+
+def test_a_run_without_public_records_is_counted_as_a_whole(finished: tuple[RunConfig, Path]) -> None:
+    config, folder = finished
+    data = open_dataset(config.data, config.home, config.privacy.relation)
+    assert data is not None and len(data.public()) == 0
+    privacy = json.loads((folder / "privacy.json").read_text())
+    assert [event["kind"] for event in privacy["events"]] == ["dp_pca", "sliced_histogram"]
+    assert 9.999 < privacy["epsilon"]["upper"] <= 10.0
+    assert privacy["ledger"]["charges"] == 2
+    entries = Ledger(config.ledger_path).entries("digits")
+    assert [entry.events[0].kind for entry in entries] == ["dp_pca", "sliced_histogram"]
+    assert privacy["ledger"]["total_epsilon"] <= 10.0
+    assert "noisy moments" in privacy["statement"]["not_covered"][0]
+    page = (folder / "report.html").read_text()
+    assert "noisy moments of the private records" in page
+    assert "Trained on public records" not in page
+    assert "trained on the public part" not in page
+
+
+def test_a_private_encoder_stays_in_the_run_s_folder(finished: tuple[RunConfig, Path]) -> None:
+    config, folder = finished
+    assert not (config.home / "encoders").exists()
+    assert isinstance(load_encoder(folder / "encoder"), PcaEncoder)
+    assert (folder / "release" / "encoder" / "manifest.json").exists()
+
+
+def test_without_public_records_half_of_the_test_part_judges(finished: tuple[RunConfig, Path]) -> None:
+    figures = json.loads((finished[1] / "metrics.json").read_text())["metrics"]
+    assert set(figures["LogReg accuracy"]["baselines"]) == {
+        "random latents", "reference records, decoded", "reference records"
+    }  # fmt: skip
+    assert "one half of the test part" in figures["FID (classifier features)"]["explanation"]
+    assert not any("public" in name for name in figures)
+
+
+def test_more_samples_need_neither_records_nor_budget(
+    finished: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, folder = finished
+    generate(folder, tmp_path / "more.parquet", 30, progress=QUIET)
+    assert (tmp_path / "more.parquet").exists()
+    assert Ledger(config.ledger_path).total("digits").charges == 2
+
+
+def test_actors_and_shards_change_no_bit(ray_session: None, tmp_path: Path) -> None:
+    seen = set()
+    for executor, actors in (("local", 1), ("local", 3), ("ray", 2)):
+        home = tmp_path / f"{executor}-{actors}"
+        config = private(
+            "privacy.noise_seed=5", f"cluster.executor={executor}", f"cluster.actors={actors}", home=home
+        )
+        folder = run(config, home / "run", QUIET).folder
+        seen.add(
+            (Moments.load(folder / "release" / "encoder").matrix.tobytes(), (folder / "particles.arrow").read_bytes())
+        )  # fmt: skip
+    assert len(seen) == 1
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_dies_between_the_charges_pays_for_the_encoder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = private(home=tmp_path / "home")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "_release", die)
+        run(config, tmp_path / "run", QUIET)
+    moments = (tmp_path / "run" / "release" / "encoder" / "moments.arrow").read_bytes()
+    ledger = Ledger(config.ledger_path)
+    assert ledger.total("digits").charges == 1
+    run(config, tmp_path / "run", QUIET)
+    assert ledger.total("digits").charges == 2
+    assert (tmp_path / "run" / "release" / "encoder" / "moments.arrow").read_bytes() == moments
+    assert ledger.total("digits").epsilon.upper <= 10.0
+    run(config, tmp_path / "run", QUIET)
+    assert ledger.total("digits").charges == 2
+
+
+def test_moments_that_were_charged_and_not_stored_are_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = private(home=tmp_path / "home")
+    seen: list[np.ndarray] = []
+
+    def save(self: Moments, folder: Path) -> None:
+        seen.append(self.matrix.copy())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Moments, "save", save)
+        run(config, tmp_path / "run", QUIET)
+    run(config, tmp_path / "run", QUIET)
+    assert np.array_equal(Moments.load(tmp_path / "run" / "release" / "encoder").matrix, seen[0])
+    assert Ledger(config.ledger_path).total("digits").charges == 2
+
+
+def test_a_cap_without_room_for_both_refuses_the_first(tmp_path: Path) -> None:
+    config = private(home=tmp_path / "home")
+    ledger = Ledger(config.ledger_path)
+    ledger.register("digits", "replace_one", "record", 1e-4, cap=9.7)  # enough for either, not for both
+    with pytest.raises(UserError, match="would bring it to 10"):
+        run(config, tmp_path / "run", QUIET)
+    assert ledger.total("digits").charges == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_the_number_of_records_is_protected_the_noisy_one_is_used(tmp_path: Path) -> None:
+    config = private("privacy.relation=add_remove", home=tmp_path / "home")
+    folder = run(config, tmp_path / "run", QUIET).folder
+    moments = Moments.load(folder / "release" / "encoder")
+    assert moments.manifest["private_records"] is None
+    assert moments.records == pytest.approx(1437, rel=0.2)
+    data = open_dataset(config.data, config.home, "add_remove")
+    assert data is not None and data.info.private_count is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("data.classes=null",), r"data\.classes is missing"),
+        (("encoder.kind=mlp",), "must be dp_pca or identity"),
+        (("encoder.share=1.5",), "encoder.share must be a number between 0 and 1, or auto, found 1.5"),
+        (("encoder.latent_dim=21",), "must be at most encoder.basis 20, found 21"),
+        (("method=dpswgen",), "shares a budget with the histograms of method dpswflow-h, found dpswgen"),
+        (("privacy.noise=discrete_gaussian",), "privacy.noise must be gaussian for encoder.kind dp_pca"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(
+    overrides: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        private(*overrides, home=tmp_path)
