@@ -371,8 +371,8 @@ class EvaluationConfig(Section):
     enabled: bool = True
     directions: Whole = Field(1024, ge=1, description="directions of the reported sliced W2 distances")
     images: Whole = Field(10_000, ge=1, description="at most this many samples go into image metrics")
-    models: list[Literal["logreg", "mlp", "cnn"]] = Field(
-        ["logreg"], description="trained on samples, tested on real records"
+    models: list[Literal["logreg", "mlp", "cnn", "boosted"]] = Field(
+        ["logreg"], description="trained on samples, tested on real records; boosted: gradient-boosted trees"
     )
     train: Whole = Field(20_000, ge=1, description="at most this many samples train a model")
     schedule: Literal["short", "full"] = Field(

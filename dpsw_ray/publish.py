@@ -5,41 +5,38 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.encoders.pca import PcaEncoder
-from dpsw_ray.evaluation.features import nearest_rows
-from dpsw_ray.evaluation.pictures import (
-    curve_figure,
-    image_grid,
-    image_pairs,
-    losses_figure,
-    slices_figure,
+from dpsw_ray.evaluation.columns import Columns
+from dpsw_ray.evaluation.pictures import curve_figure
+from dpsw_ray.evaluation.report import ReportContext, ReportSection, render_report
+from dpsw_ray.exhibits import (
+    Results,
+    components,
+    encoder_exhibit,
+    film_exhibit,
+    neighbours,
+    samples_png,
+    slices_png,
+    tables,
 )
-from dpsw_ray.evaluation.report import EncoderSection, Metric, ReportContext, ReportSection, render_report
 from dpsw_ray.files import write_bytes, write_json, write_text
-from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.plan import ledger_account, run_events
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.statement import RunFacts, noise_kinds, state
 from dpsw_ray.release import Release, ReleasePlan, RowPlan
 from dpsw_ray.release.moments import MomentsPlan
-from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.samples import write_particles, write_samples
 from dpsw_ray.slicing.grid import SCALE
 from dpsw_ray.tracking import Tracker
 
-__all__ = ["Results", "moments_manifest", "publish", "release_manifest"]
+__all__ = ["Results", "moments_manifest", "publish", "release_manifest", "show"]
 
 _MECHANISMS = {
     "histograms": "Histograms of the private records' projections onto random directions, with noise added to every "
@@ -54,33 +51,6 @@ _PRIVATE_ENCODER = (
     "First, noisy moments of the private records in a public basis, from which the encoder is computed; then what is "
     "released of its latents. "
 )
-_PER_CLASS = 10
-_PANELS = 8
-_RECONSTRUCTIONS = 12
-_NEIGHBOURS = 12
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the pipeline computed; nothing in it is private.
-
-    `mechanism` and `sections` are what the report says of a release that is not made from one table of records;
-    `trust` says who sees what during the run, `simulated` that users were made up.
-    """
-
-    config: RunConfig
-    info: DatasetInfo
-    encoder: Encoder
-    release: Release
-    rounds: Sequence[Targets]
-    flow: FlowResult
-    samples: tuple[NDArray[Any], NDArray[np.int32]]
-    metrics: list[Metric]
-    timings: dict[str, float]
-    mechanism: str | None = None
-    sections: Sequence[ReportSection] = ()
-    trust: str = "central"
-    simulated: bool = False
 
 
 def release_manifest(
@@ -105,6 +75,7 @@ def release_manifest(
         "class_names": list(info.class_names or info.classes) if classes else [],
         "private_records": info.private_count,
         "sphere": encoder.sphere,
+        **_columns(info),
         "versions": _versions(),
         "created": _now(),
     }
@@ -129,11 +100,27 @@ def moments_manifest(
     }
 
 
+def _columns(info: DatasetInfo) -> dict[str, Any]:
+    """What samples of a table are brought back to, from its public part; nothing for images."""
+    if info.schema.kind != "table":
+        return {}
+    return {"columns": Columns.of(info.schema, Dataset(info).public().values).to_list()}
+
+
 def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) -> dict[str, Any]:
     """Writes the run's files and records them in MLflow; returns what `privacy.json` holds."""
-    config, release, flow = results.config, results.release, results.flow
-    records, labels = results.samples
-    schema, names = results.encoder.schema, list(release.manifest["class_names"])
+    privacy = _privacy(results, ledger)
+    write_json(folder / "privacy.json", privacy)
+    write_particles(folder / "particles.arrow", results.flow.particles, results.flow.labels)
+    schema, classes = results.encoder.schema, results.release.manifest["classes"]
+    write_samples(folder / "samples.parquet", *results.samples, schema, classes, results.columns.whole)
+    show(results, privacy, folder, tracker)
+    return privacy
+
+
+def _privacy(results: Results, ledger: Ledger) -> dict[str, Any]:
+    """What `privacy.json` holds."""
+    config, release = results.config, results.release
     total = ledger.total(ledger_account(config))
     facts = RunFacts(
         dataset=config.account,
@@ -146,7 +133,7 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         uncounted=_uncounted(release),
         simulated=results.simulated,
     )
-    privacy = {
+    return {
         **release.manifest["privacy"],
         "publishable": release.publishable,
         "warnings": _warnings(config, release),
@@ -159,38 +146,37 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
             "entry": release.manifest["ledger"]["entry"],
         },
     }
-    steps = list(range(len(flow.distances)))
-    samples_png = None
-    if schema.kind == "image":
-        assert schema.value_range is not None
-        samples_png = image_grid(records, labels if names else None, names, _PER_CLASS, schema.value_range)
-    slices_png = _slices(results)
-    encoder_section = _encoder(results) if results.encoder.history else None
-    curve_png = curve_figure(steps, flow.distances, "Convergence of the flow", "sliced W2 to the release")
 
-    write_json(folder / "privacy.json", privacy)
-    write_particles(folder / "particles.arrow", flow.particles, flow.labels)
-    write_samples(folder / "samples.parquet", records, labels, schema, release.manifest["classes"])
-    if samples_png is not None:
-        write_bytes(folder / "samples.png", samples_png)
-    figures = {
-        metric.name: {
-            "value": metric.value,
-            "baselines": dict(metric.baselines),
-            "explanation": metric.explanation,
-        }
-        for metric in results.metrics
-    }
-    flow_facts = {"steps": len(flow.distances), "stopped": flow.stopped, "distances": flow.distances}
-    write_json(folder / "metrics.json", {"metrics": figures, "flow": flow_facts, "seconds": results.timings})
+
+def show(results: Results, privacy: Mapping[str, Any], folder: Path, tracker: Tracker) -> None:
+    """Writes what is seen of a run: pictures, `metrics.json` and the report; records them in MLflow.
+
+    Args:
+        results: of the run.
+        privacy: what `privacy.json` holds.
+        folder: the run's.
+        tracker: of MLflow.
+    """
+    config, release, flow = results.config, results.release, results.flow
+    steps = list(range(len(flow.distances)))
+    film = film_exhibit(results)
+    strip, moving = _film_pictures(film)
+    pictures = {"samples.png": samples_png(results), "film.png": strip, "film.apng": moving}
+    for name, png in pictures.items():
+        if png is not None:
+            write_bytes(folder / name, png)
+    slices = slices_png(results)
+    encoder_section = encoder_exhibit(results)
+    curve_png = curve_figure(steps, flow.distances, "Convergence of the flow", "sliced W2 to the release")
+    write_json(folder / "metrics.json", _figures(results))
     context = ReportContext(
         name=config.name,
         publishable=release.publishable,
         reasons=privacy["warnings"],
         privacy=privacy,
         metrics=results.metrics,
-        samples_png=samples_png,
-        slices_png=slices_png,
+        samples_png=pictures["samples.png"],
+        slices_png=slices,
         curve_png=curve_png,
         timings=results.timings,
         release=_facts(results),
@@ -200,12 +186,20 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         mechanism=(_PRIVATE_ENCODER if config.encoder.kind == "dp_pca" else "")
         + (results.mechanism or _MECHANISMS[config.release_kind]),
         encoder=encoder_section,
-        sections=[*results.sections, *_components(results), *_neighbours(results)],
+        film=film,
+        sections=[*tables(results), *results.sections, *components(results), *neighbours(results)],
     )
     write_text(folder / "report.html", render_report(context))
 
     tracker.metrics({"epsilon": float(privacy["epsilon"]["upper"]), "delta": float(privacy["delta"])})
     tracker.metrics({metric.name: metric.value for metric in results.metrics})
+    tracker.metrics(
+        {
+            f"{metric.name}/{name}": value
+            for metric in results.metrics
+            for name, value in metric.baselines.items()
+        }
+    )
     tracker.metrics({f"seconds/{phase}": seconds for phase, seconds in results.timings.items()})
     tracker.step_metrics({"flow/sliced W2 to the release": list(zip(steps, flow.distances, strict=True))})
     tracker.step_metrics(
@@ -215,17 +209,43 @@ def publish(results: Results, folder: Path, ledger: Ledger, tracker: Tracker) ->
         }
     )
     tracker.tags({"publishable": release.publishable, "relation": privacy["relation"], "folder": folder})
-    for name in ("privacy.json", "metrics.json", "report.html", "config.yaml", "samples.png"):
+    for name in ("privacy.json", "metrics.json", "report.html", "config.yaml", *pictures):
         if (folder / name).exists():
             tracker.artifact(folder / name)
     tracker.artifact(folder / "release" / "manifest.json", "release")
-    tracker.figure("slices", slices_png)
+    tracker.figure("slices", slices)
     tracker.figure("convergence", curve_png)
     if encoder_section is not None:
         tracker.figure("encoder losses", encoder_section.losses_png)
         if encoder_section.reconstructions_png is not None:
             tracker.figure("reconstructions", encoder_section.reconstructions_png)
-    return privacy
+
+
+def _film_pictures(film: ReportSection | None) -> tuple[bytes | None, bytes | None]:
+    """The strip, and the moving picture."""
+    if film is None:
+        return None, None
+    return film.picture_png, next(iter(film.more_png), None)
+
+
+def _figures(results: Results) -> dict[str, Any]:
+    """What `metrics.json` holds."""
+    flow = results.flow
+    figures = {
+        metric.name: {
+            "value": metric.value,
+            "baselines": dict(metric.baselines),
+            "explanation": metric.explanation,
+            **(
+                {"parts": {name: dict(values) for name, values in metric.parts.items()}}
+                if metric.parts
+                else {}
+            ),
+        }
+        for metric in results.metrics
+    }
+    flow_facts = {"steps": len(flow.distances), "stopped": flow.stopped, "distances": flow.distances}
+    return {"metrics": figures, "flow": flow_facts, "seconds": results.timings}
 
 
 def _uncounted(release: Release) -> bool:
@@ -249,90 +269,6 @@ def _warnings(config: RunConfig, release: Release) -> list[str]:
             "privacy.research is set: the release was charged to a research account, not to the data set's own."
         )
     return found
-
-
-def _slices(results: Results) -> bytes:
-    """Released and particles' densities along the first directions, over all classes, both smoothed."""
-    targets = results.rounds[0]
-    slices = targets.slices
-    count = min(_PANELS, len(slices.directions))
-    released = np.einsum("c,cjb->jb", targets.weights, np.diff(slices.cdf[:, :count], axis=2))
-    rng = np.random.default_rng(0)
-    projections = results.flow.particles @ slices.directions[:count].T
-    smoothed = projections + slices.grid.sigma * rng.standard_normal(projections.shape)
-    return slices_figure(slices.grid.edges, released, smoothed.T)
-
-
-def _encoder(results: Results) -> EncoderSection:
-    """The training of the encoder, and what it makes of the first test records, of public ones without a test part."""
-    encoder, config, data = results.encoder, results.config.encoder, Dataset(results.info)
-    losses = [epoch["holdout_loss"] for epoch in encoder.history]
-    kept = int(np.nanargmin(losses))
-    facts = {
-        "kind": config.kind,
-        "latent dimension": encoder.latent_dim,
-        "loss": config.loss,
-        "epochs trained": len(losses),
-        "weights of epoch": kept + 1,
-        "training loss then": encoder.history[kept]["train_loss"],
-        "hold-out loss then": losses[kept],
-    }
-    reconstructions_png, part = None, "test" if results.info.test_count else "public"
-    if encoder.schema.kind == "image":
-        assert encoder.schema.value_range is not None
-        records = (data.test() if part == "test" else data.public()).values[:_RECONSTRUCTIONS]
-        decoded = encoder.decode(encoder.encode(records))
-        reconstructions_png = image_pairs(
-            records, decoded, ("original", "decoded"), encoder.schema.value_range
-        )
-    return EncoderSection(
-        facts, losses_figure(encoder.history), reconstructions_png, f"The first records of the {part} part"
-    )
-
-
-def _components(results: Results) -> list[ReportSection]:
-    """What a private encoder is, and what it makes of the first test records."""
-    encoder, info = results.encoder, results.info
-    if not isinstance(encoder, PcaEncoder):
-        return []
-    picture = None
-    if encoder.schema.kind == "image" and info.test_count:
-        assert encoder.schema.value_range is not None
-        records = Dataset(info).test().values[:_RECONSTRUCTIONS]
-        decoded = encoder.decode(encoder.encode(records))
-        picture = image_pairs(records, decoded, ("original", "decoded"), encoder.schema.value_range)
-    return [
-        ReportSection(
-            "Encoder",
-            "Principal components of noisy second moments of the private records, which are one of the events above. "
-            "The picture, if there is one, shows the first test records, in the order they came; below each, what is "
-            "decoded from its latent.",
-            {
-                "latent dimension": encoder.latent_dim,
-                "dimension of the public basis": encoder.basis.latent_dim,
-                "components seen above the noise": encoder.above_noise,
-            },
-            picture_png=picture,
-        )
-    ]
-
-
-def _neighbours(results: Results) -> list[ReportSection]:
-    """Samples above the public images that they are nearest to."""
-    schema, samples = results.encoder.schema, results.samples[0][:_NEIGHBOURS]
-    if schema.kind != "image" or not results.info.public_count:
-        return []
-    assert schema.value_range is not None
-    public = Dataset(results.info).public().values
-    nearest = nearest_rows(samples, public)
-    return [
-        ReportSection(
-            "Nearest public records",
-            "The first samples, each above the public image with the smallest squared distance to it: what the "
-            "decoder, which was trained on public images, gives back as it was is no news about the private ones.",
-            picture_png=image_pairs(samples, public[nearest], ("sample", "public"), schema.value_range),
-        )
-    ]
 
 
 def _facts(results: Results) -> dict[str, Any]:

@@ -21,10 +21,13 @@ from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.data.split import check_count_secret
 from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encoder, load_encoder
 from dpsw_ray.errors import UserError
+from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.membership import auc_at_most
 from dpsw_ray.evaluation.report import Metric
+from dpsw_ray.exhibits import followed
 from dpsw_ray.files import write_json
+from dpsw_ray.flow.film import Choice
 from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
 from dpsw_ray.generator.training import generator_steps, train_generator
@@ -70,13 +73,16 @@ class RunResult:
     mlflow_command: str
 
 
-def run(config: RunConfig, output: Path | None = None, progress: Progress | None = None) -> RunResult:
+def run(
+    config: RunConfig, output: Path | None = None, progress: Progress | None = None, film: bool = True
+) -> RunResult:
     """Makes one run, or goes on with the same run in the same folder; see the README for its outputs.
 
     Args:
         config: the run.
         output: its folder; default `runs/<name>`.
         progress: where to report; default: standard output.
+        film: whether the report shows the particles' path.
 
     Raises:
         UserError: anything the user can mend, in one sentence.
@@ -112,8 +118,9 @@ def run(config: RunConfig, output: Path | None = None, progress: Progress | None
             rounds = denoise(release, config.flow.denoising)
         with timings.phase("flow", on=cluster):
             flow = move_points(
-                config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress
-            )
+                config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress,
+                follow=followed(encoder) if film else None,
+            )  # fmt: skip
         with timings.phase("decode"):
             samples = decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):
@@ -160,7 +167,8 @@ def generate(
             config, denoise(release, config.flow.denoising), encoder, cluster, checkpoints, drawn, progress
         )
     records, labels = decode(drawn, result, encoder, release)
-    write_samples(out, records, labels, encoder.schema, release.manifest["classes"])
+    columns = Columns.from_list(release.manifest.get("columns"))
+    write_samples(out, records, labels, encoder.schema, release.manifest["classes"], columns.whole)
     progress.say(f"{num:,} samples in {out}: from the stored release, nothing was charged")
     if not release.publishable:
         progress.say("DO NOT PUBLISH them: the release is not publishable (see the run's report)")
@@ -318,6 +326,7 @@ def move_points(
     seed: int,
     progress: Progress,
     watch: Watch | None = None,
+    follow: Choice | None = None,
 ) -> FlowResult:
     """Latents that follow the release: particles that flowed there, or what a generator draws.
 
@@ -330,6 +339,7 @@ def move_points(
         seed: public seed of the particles.
         progress: where to report.
         watch: of the flow, see `flow.solver.solve`; a generator has nothing to watch.
+        follow: of the flow, likewise.
     """
     if config.method == "dpswgen":
         return _generated(config, rounds, encoder, checkpoints, seed, progress)
@@ -350,6 +360,7 @@ def move_points(
             checkpoint=checkpoints / "flow.npz" if checkpoints else None,
             on_step=step,
             watch=watch,
+            follow=follow,
             say=progress.say if config.cluster.executor == "ray" else lambda sentence: None,
         )
 
@@ -392,7 +403,8 @@ def decode(
     """Records [n, *shape] and labels [n] of the particles, shuffled by the public seed."""
     labels = flow.labels if release.manifest["classes"] else np.full_like(flow.labels, -1)
     order = np.random.default_rng([seed, 0x5AFE]).permutation(len(labels))
-    return encoder.decode(flow.particles)[order], labels[order]
+    columns = Columns.from_list(release.manifest.get("columns"))
+    return columns.restore(encoder.decode(flow.particles))[order], labels[order]
 
 
 def measure(
@@ -422,6 +434,7 @@ def measure(
                 public=data.public(),
                 test=data.test(),
                 encoder=encoder,
+                encoder_seed=config.encoder_seed,
                 classes=data.info.classes,
                 seed=config.evaluation_seed,
                 home=config.home,

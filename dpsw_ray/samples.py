@@ -19,17 +19,31 @@ __all__ = ["write_particles", "write_samples"]
 
 
 def write_samples(
-    path: Path, records: NDArray[Any], labels: NDArray[np.int32], schema: RecordSchema, classes: Sequence[str]
+    path: Path,
+    records: NDArray[Any],
+    labels: NDArray[np.int32],
+    schema: RecordSchema,
+    classes: Sequence[str],
+    whole: Sequence[bool] = (),
 ) -> None:
     """Writes records as Parquet.
 
     Tables get their own columns; images one column `pixels` (fixed-size list of uint8, row-major, shape in the
     schema's metadata under `shape`). With classes there is a column `label` of their names.
+
+    Args:
+        path: the file.
+        records: [n, *shape].
+        labels: class numbers [n], -1 without.
+        schema: what a record is.
+        classes: the classes' names by number; empty without.
+        whole: of a table, which columns hold whole numbers and are written as such; default: none.
     """
     columns: dict[str, Any] = {}
     if schema.kind == "table":
         for i, name in enumerate(schema.columns):
-            columns[name] = pa.array(np.ascontiguousarray(records[:, i]))
+            values = np.ascontiguousarray(records[:, i])
+            columns[name] = pa.array(values.astype(np.int64) if any(whole[i : i + 1]) else values)
     else:
         flat = np.ascontiguousarray(records).reshape(-1)
         columns["pixels"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.size)

@@ -12,6 +12,7 @@ from dpsw_ray.cluster import Cluster, WorkerGroup, open_cluster
 from dpsw_ray.cluster.head_ledger import open_ledger
 from dpsw_ray.data import Dataset
 from dpsw_ray.errors import UserError
+from dpsw_ray.exhibits import followed
 from dpsw_ray.files import write_bytes, write_json
 from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.output import RunFolder, resolve_output
@@ -84,8 +85,9 @@ def run_federated(
             targets = [target for one in rounds.releases for target in denoise(one, config.flow.denoising)]
         with timings.phase("flow", on=cluster):
             flow = move_points(
-                config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress
-            )
+                config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress,
+                follow=followed(encoder),
+            )  # fmt: skip
         with timings.phase("decode"):
             samples = decode(config.seed, flow, encoder, release)
         with timings.phase("evaluation"):

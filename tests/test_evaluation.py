@@ -18,12 +18,14 @@ from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
 from dpsw_ray.evaluation.features import coverage, inception_score, kernel_distance, nearest_rows
 from dpsw_ray.evaluation.fid import frechet_distance
 from dpsw_ray.evaluation.membership import Membership, auc_at_most, membership
-from dpsw_ray.evaluation.models import ModelKind, cached_model_accuracy, model_accuracy
+from dpsw_ray.evaluation.models import ModelKind, model_accuracy
 from dpsw_ray.evaluation.pictures import (
     curve_figure,
+    film_strip,
     image_grid,
     image_pairs,
     losses_figure,
+    moving_grid,
     slices_figure,
 )
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
@@ -171,29 +173,6 @@ def test_logistic_regression_tells_good_labels_from_shuffled_ones(digits: Labell
     assert logreg_accuracy(images[:900], labels[:900], images[900:], labels[900:]) > 0.93
     shuffled = np.random.default_rng(0).permutation(labels[:900])
     assert logreg_accuracy(images[:900], shuffled, images[900:], labels[900:]) < 0.3
-
-
-def test_a_baseline_is_computed_once_and_again_where_its_file_is_damaged(
-    digits: Labelled, tmp_path: Path
-) -> None:
-    images, labels = digits
-    common: dict[str, Any] = {"schema": DIGITS, "classes": 10, "seed": 0, "schedule": "short"}
-
-    def cached(train_x: NDArray[np.uint8], train_y: NDArray[np.int32], kind: ModelKind = "logreg") -> float:
-        return cached_model_accuracy(
-            kind, train_x, train_y, images[900:], labels[900:], **common, home=tmp_path
-        )
-
-    train = images[:300], labels[:300]
-    accuracy = cached(*train)
-    assert accuracy == logreg_accuracy(*train, images[900:], labels[900:])
-    (kept,) = tmp_path.glob("baselines/*/accuracy.txt")
-    kept.write_text("0.125")
-    assert cached(*train) == 0.125  # read, not computed
-    kept.write_text("an eighth")
-    assert cached(*train) == accuracy
-    assert cached(train[0], train[1][::-1]) < accuracy
-    assert cached(*train, "mlp") not in (accuracy, 0.125)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -344,8 +323,35 @@ def test_figures_are_drawn() -> None:
     rng = np.random.default_rng(0)
     edges = np.linspace(-1, 1, 33)
     released = rng.dirichlet(np.ones(32), 5)
-    assert _pixels(slices_figure(edges, released, rng.uniform(-1, 1, (5, 200)))).shape[1] > 600
-    assert _pixels(slices_figure(edges, released[:1], rng.uniform(-1, 1, (1, 200)), ["theta"])).ndim == 3
+    noisy, end = released + 0.01 * rng.normal(size=released.shape), rng.dirichlet(np.ones(32), 5)
+    whole = _pixels(slices_figure(edges, noisy, released, released[::-1], end))
+    assert whole.shape[1] > 600
+    assert not np.array_equal(whole, _pixels(slices_figure(edges, noisy, released, None, end)))
+    assert _pixels(slices_figure(edges, noisy[:1], released[:1], None, end[:1], private=end[:1])).ndim == 3
     curve = _pixels(curve_figure(range(50), np.exp(-np.arange(50) / 5), "Distance", "sliced W2"))
     assert curve.shape[1] == 640
     assert _pixels(curve_figure([0], [0.0], "Distance", "sliced W2")).ndim == 3
+
+
+def test_a_film_shows_every_frame_and_moves() -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (4, 2, 3, 8, 8, 1)).astype(np.uint8)
+    strip = _pixels(film_strip(frames, [0, 1, 2, 5], ["a", "b"]))
+    other = frames.copy()
+    other[3, 1, 2] = 0
+    assert not np.array_equal(strip, _pixels(film_strip(other, [0, 1, 2, 5], ["a", "b"])))
+    moving = moving_grid(frames, [0, 1, 2, 5])
+    assert moving is not None
+    with Image.open(io.BytesIO(moving)) as picture:
+        assert getattr(picture, "n_frames", 1) == 4
+        shown = []
+        for number in range(4):
+            picture.seek(number)
+            shown.append(np.asarray(picture.convert("L")))
+    size = shown[0].shape[1] // (3 * 9)
+    assert shown[2][16 : 16 + size, :size].mean() == pytest.approx(frames[2, 0, 0, 0, 0, 0])
+    assert moving_grid(rng.integers(0, 256, (4, 2, 3, 64, 64, 3)), [0, 1, 2, 5], most=1_000) is None
+    colour = moving_grid(rng.integers(0, 256, (2, 1, 1, 8, 8, 3)), [0, 1])
+    assert colour is not None and _pixels(colour).shape[2] >= 3

@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: grids of samples, slices of a release, curves over steps."""
+"""Pictures as PNG bytes: grids of samples, particles on their way, slices of a release, curves over steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 __all__ = [
     "curve_figure",
     "figure_png",
+    "film_strip",
     "image_grid",
     "image_pairs",
     "losses_figure",
+    "moving_grid",
     "slices_figure",
 ]
 
 RELEASED, PARTICLES = "#1f4e79", "#d9822b"
 DPI = 100
+_WIDEST = 700  # pixels of an animation
 
 
 def image_grid(
@@ -82,41 +85,149 @@ def image_pairs(
     return image_grid(np.concatenate([above, below]), rows, names, len(above), value_range)
 
 
+def film_strip(
+    frames: NDArray[Any],
+    steps: Sequence[int],
+    names: Sequence[str],
+    value_range: tuple[float, float] = (0, 255),
+) -> bytes:
+    """Images on their way: a row for each name, the same few images side by side for every step.
+
+    Args:
+        frames: array of size [f, r, k, h, w, c], c 1 or 3; of r rows with k images.
+        steps: the frames' steps [f].
+        names: the rows' names [r], perhaps empty ones.
+        value_range: values shown as black and white.
+    """
+    count, rows, each, height, width, _ = frames.shape
+    gap, between = 1, max(2, width // 4)
+    wide = each * (width + gap) - gap
+    mosaic = np.ones((rows * (height + gap) - gap, count * (wide + between) - between, 3))
+    low, high = value_range
+    for i, j, k in np.ndindex(count, rows, each):
+        top, left = j * (height + gap), i * (wide + between) + k * (width + gap)
+        mosaic[top : top + height, left : left + width] = np.clip(
+            (frames[i, j, k] - low) / (high - low), 0, 1
+        )
+    zoom = max(1.0, 900 / mosaic.shape[1])
+    margin = 12 + 8 * max(len(name) for name in names) if any(names) else 4
+    high_px, wide_px = zoom * mosaic.shape[0], zoom * mosaic.shape[1]
+    total_wide, total_high = margin + wide_px + 4, high_px + 28
+    figure = Figure(figsize=(total_wide / DPI, total_high / DPI), dpi=DPI)
+    axes = figure.add_axes((margin / total_wide, 4 / total_high, wide_px / total_wide, high_px / total_high))
+    axes.imshow(mosaic, interpolation="nearest", aspect="auto")
+    axes.xaxis.tick_top()
+    axes.set_xticks(
+        [i * (wide + between) + wide / 2 for i in range(count)],
+        [f"step {step}" if i == 0 else str(step) for i, step in enumerate(steps)],
+    )
+    axes.set_yticks([j * (height + gap) + height / 2 for j in range(rows)], names, fontsize=10)
+    axes.tick_params(left=False, top=False)
+    axes.spines[:].set_visible(False)
+    return figure_png(figure)
+
+
+def moving_grid(
+    frames: NDArray[Any],
+    steps: Sequence[int],
+    value_range: tuple[float, float] = (0, 255),
+    most: int = 1_000_000,
+) -> bytes | None:
+    """An animated PNG: a grid of images at each step, the step's number above; None where it would be too large.
+
+    Args:
+        frames: array of size [f, r, k, h, w, c], c 1 or 3.
+        steps: the frames' steps [f].
+        value_range: values shown as black and white.
+        most: bytes.
+    """
+    from PIL import Image, ImageDraw
+
+    low, high = value_range
+    grey = np.clip((frames - low) / (high - low), 0, 1) * 255
+    count, rows, each, height, width, depth = frames.shape
+    tiles = np.full((count, rows, each, height + 1, width + 1, depth), 255, np.uint8)
+    tiles[..., :height, :width, :] = np.rint(grey)
+    grids = tiles.swapaxes(2, 3).reshape(count, rows * (height + 1), each * (width + 1), depth)
+    for zoom in (6, 5, 4, 3, 2, 1):
+        if zoom > 1 and zoom * grids.shape[2] > _WIDEST:
+            continue
+        pages = []
+        for grid, step in zip(grids, steps, strict=True):
+            image = Image.fromarray(grid[..., 0] if depth == 1 else grid)
+            image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+            page = Image.new(image.mode, (image.width, image.height + 16), 255 if depth == 1 else (255,) * 3)
+            page.paste(image, (0, 16))
+            ImageDraw.Draw(page).text((2, 2), f"step {step}", fill=0 if depth == 1 else (0, 0, 0))
+            pages.append(page)
+        buffer = io.BytesIO()
+        duration = [700] * (count - 1) + [2_500]
+        pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=duration, loop=0)
+        if len(buffer.getvalue()) <= most:
+            return buffer.getvalue()
+    return None
+
+
 def slices_figure(
     edges: NDArray[np.floating[Any]],
-    released: NDArray[np.floating[Any]],
-    projections: NDArray[np.floating[Any]],
-    titles: Sequence[str] = (),
+    noisy: NDArray[np.floating[Any]],
+    denoised: NDArray[np.floating[Any]],
+    start: NDArray[np.floating[Any]] | None,
+    end: NDArray[np.floating[Any]],
+    private: NDArray[np.floating[Any]] | None = None,
 ) -> bytes:
-    """One panel per direction: the density that was released and the particles' along the same direction.
+    """For each direction its density, and below it the distribution function.
 
     Args:
         edges: bin edges [b + 1].
-        released: released masses [k, b] of k directions, each row summing to about 1.
-        projections: the particles' projections [k, n] onto the same directions.
-        titles: the panels' titles [k], or none.
+        noisy: masses [k, b] as they were released, along k directions; some may be negative.
+        denoised: what is made of them, masses [k, b].
+        start: the particles' masses [k, b] before the first step, or None.
+        end: their masses after the last one, [k, b].
+        private: RESEARCH: the private records' masses [k, b].
     """
-    columns = min(4, len(released))
-    rows = -(-len(released) // columns)
-    figure = Figure(figsize=(3.1 * columns, 2.3 * rows + 0.5), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    widths = np.diff(edges)
-    for k, axes in enumerate(panels):
-        if k >= len(released):
-            axes.set_visible(False)
-            continue
-        counts = np.histogram(projections[k], edges)[0]
-        axes.stairs(
-            counts / (max(len(projections[k]), 1) * widths), edges, fill=True, color=PARTICLES, alpha=0.45
-        )
-        axes.stairs(released[k] / widths, edges, color=RELEASED, linewidth=1.4)
-        axes.set_title(titles[k] if k < len(titles) else f"direction {k}", fontsize=9)
-        axes.set_yticks([])
-        axes.tick_params(labelbottom=True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].stairs([], [0], color=RELEASED, label="released")
-    panels[0].stairs([], [0], fill=True, color=PARTICLES, alpha=0.45, label="particles")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    count, widths = len(noisy), np.diff(edges)
+    figure = Figure(figsize=(max(3.4 * count, 4.5), 5.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, count, squeeze=False, sharex=True)
+    for k in range(count):
+        above, below = panels[:, k]
+        above.stairs(noisy[k] / widths, edges, fill=True, color="0.82", label="released, noisy")
+        lines = [
+            ("released, noise taken away", denoised[k], RELEASED, "-"),
+            ("particles at the end", end[k], PARTICLES, "-"),
+        ]
+        if start is not None:
+            lines.insert(1, ("particles at the start", start[k], PARTICLES, ":"))
+        if private is not None:
+            lines.append(("private records (research)", private[k], "black", "--"))
+        for label, masses, colour, style in lines:
+            above.stairs(
+                masses / widths,
+                edges,
+                baseline=None,
+                color=colour,
+                linestyle=style,
+                linewidth=1.5,
+                label=label,
+            )
+            below.plot(edges, np.append(0.0, np.cumsum(masses)), color=colour, linestyle=style, linewidth=1.5)
+        below.plot(edges, np.append(0.0, np.cumsum(noisy[k])), color="0.7", linewidth=1.0, zorder=0)
+        above.axhline(0.0, color="0.4", linewidth=0.6)
+        above.set_title(f"direction {k}", fontsize=10)
+        above.set_yticks([])
+        below.set_yticks([0, 0.5, 1] if k == 0 else [])
+        below.set_ylim(-0.15, 1.15)
+        for axes in (above, below):
+            axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[0, 0].set_ylabel("density")
+    panels[1, 0].set_ylabel("distribution function")
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=9,
+    )
     return figure_png(figure)
 
 

@@ -14,7 +14,18 @@ from jinja2 import Environment, StrictUndefined
 
 from dpsw_ray.rounding import format_number
 
-__all__ = ["EncoderSection", "Metric", "ReportContext", "ReportSection", "render_report"]
+__all__ = ["REFERENCES", "EncoderSection", "Metric", "ReportContext", "ReportSection", "render_report"]
+
+REFERENCES: Mapping[str, str] = {
+    "ceiling": "real records through the encoder and back, as many as there are samples or all. With this encoder, a "
+    "release that told the latents' law exactly would end about there. Public records, those held out of the "
+    "encoder's training first (fewer than samples: distances come out somewhat larger); where a classifier that "
+    "was trained on them judges, test records.",
+    "random latents": "decoded random points, with labels in the public part's shares: nothing was learnt.",
+    "real records": "the same records as for the ceiling, as they are: for models, what is reached by training on "
+    "public records.",
+}
+"""What the runs' baselines are, by name, in the order they are shown."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Metric:
         baselines: name -> the same figure of something to compare with.
         explanation: one sentence: what is measured, on which records.
         better: which way is better, if one is.
+        parts: what a mean is taken over, such as a table's columns -> `this run` and the baselines' names -> figure.
     """
 
     name: str
@@ -34,6 +46,7 @@ class Metric:
     baselines: Mapping[str, float] = field(default_factory=dict)
     explanation: str = ""
     better: Literal["lower", "higher"] | None = None
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class ReportSection:
         facts: name -> value.
         table: rows under a heading each, all of the same keys.
         picture_png: or None.
+        more_png: further pictures, below it.
     """
 
     title: str
@@ -70,6 +84,7 @@ class ReportSection:
     facts: Mapping[str, Any] = field(default_factory=dict)
     table: Sequence[Mapping[str, Any]] = ()
     picture_png: bytes | None = None
+    more_png: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,7 @@ class ReportContext:
         samples_png: samples by class.
         slices_png: released slices and what the particles made of them.
         curve_png: convergence of the flow.
+        film: the particles' path, or None.
         timings: phase -> seconds.
         release: facts about the release, name -> value.
         config_yaml: the resolved config.
@@ -111,6 +127,7 @@ class ReportContext:
     created: str
     mechanism: str
     encoder: EncoderSection | None = None
+    film: ReportSection | None = None
     sections: Sequence[ReportSection] = ()
 
 
@@ -126,13 +143,15 @@ def render_report(context: ReportContext) -> str:
         "data_uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
     }
     privacy = context.privacy
+    baselines = list(dict.fromkeys(name for metric in context.metrics for name in metric.baselines))
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         run=context,
         privacy=privacy,
         finite=math.isfinite(float(privacy["epsilon"]["upper"])),
         one_in=round(1.0 / float(privacy["delta"])),
-        baselines=list(dict.fromkeys(name for metric in context.metrics for name in metric.baselines)),
+        baselines=baselines,
+        references={name: REFERENCES[name] for name in baselines if name in REFERENCES},
     )
 
 

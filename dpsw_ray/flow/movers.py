@@ -42,6 +42,9 @@ class Mover(Protocol):
     def particles(self) -> NDArray[np.float64]:
         """Where they are: array of size [n, d]. Costs a transfer where workers keep them."""
 
+    def some(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Where those with these numbers, in ascending order, are: array of size [m, d]. No other is transferred."""
+
     def close(self) -> None:
         """Lets the workers forget everything."""
 
@@ -117,6 +120,9 @@ class _ByDirections:
     def particles(self) -> NDArray[np.float64]:
         return self._particles
 
+    def some(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._particles[rows]
+
     def close(self) -> None:
         self._workers.close()
 
@@ -176,6 +182,11 @@ class _Blocks:
         if self._known[0] != self._furthest:
             self._known = self._furthest, self._there(self._collect)
         return self._known[1]
+
+    def some(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        if self._known[0] == self._furthest:
+            return self._known[1][rows]
+        return self._there(lambda: self._choose(rows))
 
     def close(self) -> None:
         self._workers.close()
@@ -265,11 +276,24 @@ class _Blocks:
         self._step += 1
         return cost
 
+    def _finish(self) -> bool:
+        """Ends the step that an exchange left open; False when a worker has lost its block."""
+        if self._nodes is not None and self._ask("finish", (self._step, self._nodes)) is None:
+            return False
+        self._nodes = None
+        return True
+
+    def _choose(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        if not self._finish():
+            return None
+        bounds = [(block["rows"].start, block["rows"].stop) for block in self._blocks]
+        wanted = [(self._step, rows[(rows >= start) & (rows < stop)] - start) for start, stop in bounds]
+        parts = self._ask("chosen", wanted)
+        return None if parts is None else np.concatenate(parts)
+
     def _collect(self) -> NDArray[np.float64] | None:
-        if self._nodes is not None:
-            if self._ask("finish", (self._step, self._nodes)) is None:
-                return None
-            self._nodes = None
+        if not self._finish():
+            return None
         particles = np.empty((int(self._offsets[-1]), self._course.dim))
         for pieces in self._pieces():
             wanted = [(self._step, first, first + rows.stop - rows.start) for first, rows in pieces]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from dpsw_ray.config import FlowConfig
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import atomic_path
 from dpsw_ray.flow.division import divide
+from dpsw_ray.flow.film import Choice, Film, Recording, next_frame
 from dpsw_ray.flow.movers import open_mover
 from dpsw_ray.flow.particles import allocate, initial
 from dpsw_ray.flow.step import Course, flow_steps
@@ -39,12 +41,14 @@ class FlowResult:
         labels: array of size [n], int32: the class block of each particle.
         distances: sliced W2 distance to the release before each step.
         stopped: why the flow ended, in words.
+        film: the path of the particles that were followed, None where none were.
     """
 
     particles: NDArray[np.float64]
     labels: NDArray[np.int32]
     distances: list[float]
     stopped: str
+    film: Film | None = None
 
 
 def solve(
@@ -59,6 +63,7 @@ def solve(
     checkpoint: Path | None = None,
     on_step: Callable[[float], None] = lambda distance: None,
     watch: Watch | None = None,
+    follow: Choice | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> FlowResult:
     """Moves particles until the sliced distance to the release stops falling.
@@ -78,6 +83,7 @@ def solve(
         checkpoint: a file to resume from and to save to.
         on_step: called with the sliced distance before each step, for small steps a few steps at a time.
         watch: called after each step with how many were taken and the particles, array of size [n, d].
+        follow: chooses the particles whose path is kept.
         say: told why workers are left without work, where they are.
 
     Raises:
@@ -95,9 +101,10 @@ def solve(
     offsets = allocate(weights, config.particles, config.class_balance)
     sizes = np.diff(offsets)
     particles = initial(config.particles, dim, sphere, seed)
+    recording = Recording(follow(offsets), particles) if follow is not None else None
     distances: list[float] = []
     identity = _identity(rounds, config, sphere, seed)
-    if checkpoint is not None and (found := _restore(checkpoint, identity)) is not None:
+    if checkpoint is not None and (found := _restore(checkpoint, identity, recording)) is not None:
         particles, distances = found
         for distance in distances:
             on_step(distance)
@@ -124,24 +131,30 @@ def solve(
             most = min(_CHECKPOINT_EVERY - step % _CHECKPOINT_EVERY, course.steps - step)
             if course.comparable:
                 most = min(most, _certain(distances, config))
+            if recording is not None:
+                most = min(most, next_frame(step) - step)
             for cost in mover.advance(1 if watch is not None else most):
                 squared = float(cost.astype(np.float64) @ sizes) * COST_UNIT
                 distances.append(math.sqrt(squared / (course.used * config.particles)))
                 on_step(distances[-1])
             if watch is not None:
                 watch(len(distances), mover.particles())
+            if recording is not None and len(distances) == next_frame(len(distances) - 1):
+                recording.add(len(distances), mover.some(recording.rows))
             if len(distances) % _CHECKPOINT_EVERY == 0:
                 particles = mover.particles()  # also what a worker that dies is brought back from
                 if checkpoint is not None:
-                    _save(checkpoint, identity, particles, distances)
+                    _save(checkpoint, identity, particles, distances, recording)
                     saved = len(distances)
         particles = mover.particles()
     finally:
         mover.close()
+    if recording is not None:
+        recording.add(len(distances), particles[recording.rows])
     if checkpoint is not None and saved != len(distances):
-        _save(checkpoint, identity, particles, distances)
+        _save(checkpoint, identity, particles, distances, recording)
     labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    return FlowResult(particles, labels, distances, stopped)
+    return FlowResult(particles, labels, distances, stopped, recording.film() if recording else None)
 
 
 def _stalled(distances: list[float], config: FlowConfig) -> bool:
@@ -180,18 +193,31 @@ def _identity(rounds: Sequence[Targets], config: FlowConfig, sphere: bool, seed:
     return h.hexdigest()
 
 
-def _save(path: Path, identity: str, particles: NDArray[np.float64], distances: list[float]) -> None:
+def _save(
+    path: Path,
+    identity: str,
+    particles: NDArray[np.float64],
+    distances: list[float],
+    recording: Recording | None,
+) -> None:
+    state: dict[str, NDArray[Any]] = recording.stored() if recording is not None else {}
+    state |= {"identity": np.array(identity), "particles": particles, "distances": np.array(distances)}
     with atomic_path(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, identity=np.array(identity), particles=particles, distances=np.array(distances))
+        np.savez(stream, **state)  # type: ignore[arg-type]
 
 
-def _restore(path: Path, identity: str) -> tuple[NDArray[np.float64], list[float]] | None:
+def _restore(
+    path: Path, identity: str, recording: Recording | None
+) -> tuple[NDArray[np.float64], list[float]] | None:
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["identity"]) != identity:
                 return None
-            return stored["particles"], stored["distances"].tolist()
+            particles, distances = stored["particles"], stored["distances"].tolist()
+            if recording is not None:
+                recording.restore(stored)
+            return particles, distances
     except (OSError, ValueError, KeyError):
         return None  # a damaged checkpoint costs time, nothing else

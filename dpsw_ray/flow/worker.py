@@ -206,6 +206,12 @@ class BlockWorker:
             return None
         return self._block.positions(first, last)
 
+    def chosen(self, step: int, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Some particles of the block, by their numbers in it, before a step: array of size [m, d]."""
+        if self._block is None or self._at != (step, 0, False):
+            return None
+        return self._block.positions()[rows]
+
     def _displace(self, nodes: NDArray[np.float64], first: int, step: int) -> None:
         assert self._block is not None
         self._block.displace(np.ascontiguousarray(nodes[self._classes]))
