@@ -282,7 +282,7 @@ def test_a_private_encoder_stays_in_the_run_s_folder(finished: tuple[RunConfig, 
 def test_without_public_records_half_of_the_test_part_judges(finished: tuple[RunConfig, Path]) -> None:
     figures = json.loads((finished[1] / "metrics.json").read_text())["metrics"]
     assert set(figures["LogReg accuracy"]["baselines"]) == {
-        "random latents", "reference records, decoded", "reference records"
+        "random latents", "ceiling", "real records"
     }  # fmt: skip
     assert "one half of the test part" in figures["FID (classifier features)"]["explanation"]
     assert not any("public" in name for name in figures)
