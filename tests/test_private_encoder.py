@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import small
+from test_boundary import recorded_run
 from test_release import shards, store
 
 import dpsw_ray.run as pipeline
@@ -387,3 +390,42 @@ def test_what_does_not_fit_is_said_in_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=said):
         private(*overrides, home=tmp_path)
+
+
+def test_the_driver_sees_no_record_and_no_true_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    config = private("cluster.actors=2", "privacy.epsilon=1", home=home)
+    log = recorded_run(config, tmp_path / "run", monkeypatch)
+    data = open_dataset(config.data, config.home, config.privacy.relation)
+    assert data is not None
+    store_of = LatentStore(data.private_dir, next(v for m, v in log if m == "Shard")[0]["latents_key"])
+    (args, messages) = next(value for method, value in log if method == "contribute")
+    released = args[0]
+    assert isinstance(released, MomentsPlan)
+    cuts = [rank * store_of.rows() // 2 for rank in range(3)]
+    parts = [moment_sums(store_of.batches(*cut), released) for cut in itertools.pairwise(cuts)]
+    truth = sum(parts)
+    for message in messages:
+        for exact in (*parts, truth):
+            rest = (message - exact.view(np.uint64)).view(np.int64).astype(np.float64)
+            assert np.mean(np.abs(rest) < 2.0**56) < 0.05
+    noisy = unmask(messages)
+    rows, columns = np.triu_indices(released.dim + 1)
+    scale = np.where(rows == columns, 1.0, math.sqrt(0.5)) * released.noise_std
+    assert 0.8 < ((noisy - truth) / scale).std() < 1.2
+    size = released.dim + 1
+    assert np.array_equal(
+        Moments.load(tmp_path / "run" / "release" / "encoder").matrix[np.triu_indices(size)], noisy
+    )
+    matrix = np.zeros((size, size), np.int64)
+    matrix[rows, columns] = truth
+    needles = [row.tobytes() for row in matrix if np.count_nonzero(row) > 1]
+    needles += [row.tobytes() for x, _ in store_of.batches(0, 50) for row in x]
+    hay = pickle.dumps(log)
+    assert not any(needle in hay for needle in needles)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and data.private_dir not in path.parents:
+            content = path.read_bytes()
+            assert not any(needle in content for needle in needles), path
