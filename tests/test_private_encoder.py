@@ -18,12 +18,13 @@ from test_boundary import recorded_run
 from test_release import shards, store
 
 import dpsw_ray.run as pipeline
+from dpsw_ray.accounting import load_request
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import open_dataset
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders import BasisEncoder, PcaEncoder, load_encoder
 from dpsw_ray.errors import UserError
-from dpsw_ray.plan import make_moments_plan, make_plan, run_events
+from dpsw_ray.plan import describe_plan, make_moments_plan, make_plan, planned, run_events
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
@@ -33,6 +34,7 @@ from dpsw_ray.private.masking import unmask
 from dpsw_ray.private.moments import moment_noise, moment_sums
 from dpsw_ray.progress import Progress
 from dpsw_ray.release.moments import CONSTANT, LONGEST, STEPS, Moments, MomentsPlan, moments_event
+from dpsw_ray.release.planner import encoder_share
 from dpsw_ray.run import generate, run
 
 QUIET = Progress(quiet=True)
@@ -244,6 +246,25 @@ def test_both_events_together_cost_epsilon(
     upper = bound(events, relation, config.privacy.delta).epsilon.upper
     assert epsilon * (1 - 1e-9) < upper <= epsilon
     assert make_moments_plan(config, 20, "r").event == events[0]
+
+
+def test_the_plan_and_the_account_show_both_events(tmp_path: Path) -> None:
+    config = private("encoder.share=0.25", "privacy.epsilon=1", home=tmp_path)
+    shown = describe_plan(config)
+    assert [event["kind"] for event in shown["privacy"]["events"]] == ["dp_pca", "sliced_histogram"]
+    assert shown["encoder"]["share of squared mu"] == 0.25
+    assert shown["ledger"]["epsilon with this run"] <= 1.0
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml())
+    assert load_request(path).events == tuple(run_events(config, planned(config)[0]))
+
+
+def test_the_encoder_s_share_grows_with_the_noise_and_stays_between_its_ends() -> None:
+    shares = [encoder_share("replace_one", epsilon, 1e-5, 60_000) for epsilon in (math.inf, 10, 1, 0.2, 1e-3)]
+    assert shares == sorted(shares) and shares[0] == 0.05 and shares[-1] == 0.3
+    assert (
+        encoder_share("zero_out", 1, 1e-5, 60_000) < shares[2] < encoder_share("replace_one", 1, 1e-5, 1000)
+    )
 
 
 @pytest.fixture(scope="module")

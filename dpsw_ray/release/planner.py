@@ -140,4 +140,5 @@ def encoder_share(relation: Relation, epsilon: float, delta: float, records: int
         records: number of private records, a public guess.
     """
     nu = noise_per_record(relation, epsilon, delta, records)
-    return min(max(_SHARE_FACTOR * nu**_SHARE_POWER, _SHARES[0]), _SHARES[1])
+    middle = _SHARE_FACTOR * math.pow(nu, _SHARE_POWER)
+    return min(max(middle, _SHARES[0]), _SHARES[1])
