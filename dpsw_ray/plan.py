@@ -48,7 +48,8 @@ def _share(config: RunConfig) -> float:
     """The moments' part of the squared mu: the config's, or the planner's where the config says `auto`."""
     if config.encoder.share != "auto":
         return config.encoder.share
-    return encoder_share(config.privacy.epsilon, config.privacy.delta)
+    p, records = config.privacy, config.release.expected_records or ASSUMED_RECORDS
+    return encoder_share(p.relation, p.epsilon, p.delta, records)
 
 
 def run_events(config: RunConfig, plan: ReleasePlan) -> list[Event]:

@@ -38,6 +38,7 @@ from dpsw_ray.private import keys, protocol, shard
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.release import Release, ReleasePlan
 from dpsw_ray.release import release as release_module
+from dpsw_ray.release.moments import Moments, MomentsPlan, moments_event
 from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
 
@@ -83,6 +84,24 @@ class Work:
         """The sequence under attack."""
         from test_release import DIM, shards
 
+        common: dict[str, Any] = {
+            "ledger": Ledger(self.ledger),
+            "account": "d",
+            "run_id": "run",
+            "noise_seed": None,
+        }
+        group: Any = Watching(shards(self.folder / "private"), self)
+        if self.noise() == "moments":
+            event = moments_event("replace_one", 1.0, 1e-5, 0.5)
+            protocol.release_moments_once(
+                group,
+                lambda release_id: MomentsPlan(release_id, DIM, event.noise_std),
+                self.folder / "release",
+                manifest=lambda plan: {"release_id": plan.release_id, "publishable": True},
+                **common,
+            )
+            return
+
         def make_plan(release_id: str) -> ReleasePlan:
             return HistogramPlan.make(
                 release_id=release_id, dim=DIM, frames=3, grid=BinGrid(16, 0.5), classes=3, class_conditional=True,
@@ -90,14 +109,11 @@ class Work:
             )  # fmt: skip
 
         protocol.release_once(
-            Watching(shards(self.folder / "private"), self),  # type: ignore[arg-type]
+            group,
             make_plan,
             self.folder / "release",
-            ledger=Ledger(self.ledger),
-            account="d",
-            run_id="run",
-            noise_seed=None,
             manifest=lambda plan: {"release_id": plan.release_id, "publishable": True},
+            **common,
         )
 
     def problems(self, kills: int) -> Iterator[str]:
@@ -118,8 +134,14 @@ class Work:
 
     def final_problems(self) -> Iterator[str]:
         """What must hold when the release is made."""
-        made = Release.load(self.folder / "release")
-        if hashlib.sha256(made.counts.tobytes()).hexdigest() != self.seen()[-1][0]:
+        made: Release | Moments
+        if self.noise() == "moments":
+            made = Moments.load(self.folder / "release")
+            released = made.matrix[np.triu_indices(len(made.matrix))]
+        else:
+            made = Release.load(self.folder / "release")
+            released = made.counts
+        if hashlib.sha256(released.tobytes()).hexdigest() != self.seen()[-1][0]:
             yield "the release is not the last total seen"
         if Ledger(self.ledger).find_charge(made.manifest["release_id"]) is None:
             yield "the release is not charged"
@@ -308,7 +330,7 @@ def main(folder: Path, what: str, part: int, parts: int) -> dict[str, Any]:
     template = folder / "template"
     store(template / "private", 40)
     discrete = what == "discrete_gaussian"
-    (template / "noise").write_text("discrete_gaussian" if discrete else "gaussian")
+    (template / "noise").write_text(what if what in ("discrete_gaussian", "moments") else "gaussian")
     Ledger(template / "ledger.sqlite").register(
         "d", "replace_one", "record", 1e-5, cap=5.0, filter="renyi" if discrete else "gaussian"
     )
@@ -359,6 +381,11 @@ def test_no_kill_leaves_drawn_tables_of_discrete_noise_unpaid(tmp_path: Path) ->
     found = result(
         run_script(tmp_path / "discrete", "discrete_gaussian", 0, 8)
     )  # the same points, every eighth
+    assert found["problems"] == [] and found["points"] > 200
+
+
+def test_no_kill_leaves_moments_of_a_private_encoder_unpaid(tmp_path: Path) -> None:
+    found = result(run_script(tmp_path / "moments", "moments", 0, 8))
     assert found["problems"] == [] and found["points"] > 200
 
 

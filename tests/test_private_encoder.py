@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from support import small
+from test_boundary import recorded_run
 from test_release import shards, store
 
 import dpsw_ray.run as pipeline
+from dpsw_ray.accounting import load_request
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import open_dataset
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders import BasisEncoder, PcaEncoder, load_encoder
 from dpsw_ray.errors import UserError
-from dpsw_ray.plan import make_moments_plan, make_plan, run_events
+from dpsw_ray.plan import describe_plan, make_moments_plan, make_plan, planned, run_events
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
@@ -30,6 +34,7 @@ from dpsw_ray.private.masking import unmask
 from dpsw_ray.private.moments import moment_noise, moment_sums
 from dpsw_ray.progress import Progress
 from dpsw_ray.release.moments import CONSTANT, LONGEST, STEPS, Moments, MomentsPlan, moments_event
+from dpsw_ray.release.planner import encoder_share
 from dpsw_ray.run import generate, run
 
 QUIET = Progress(quiet=True)
@@ -243,6 +248,25 @@ def test_both_events_together_cost_epsilon(
     assert make_moments_plan(config, 20, "r").event == events[0]
 
 
+def test_the_plan_and_the_account_show_both_events(tmp_path: Path) -> None:
+    config = private("encoder.share=0.25", "privacy.epsilon=1", home=tmp_path)
+    shown = describe_plan(config)
+    assert [event["kind"] for event in shown["privacy"]["events"]] == ["dp_pca", "sliced_histogram"]
+    assert shown["encoder"]["share of squared mu"] == 0.25
+    assert shown["ledger"]["epsilon with this run"] <= 1.0
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml())
+    assert load_request(path).events == tuple(run_events(config, planned(config)[0]))
+
+
+def test_the_encoder_s_share_grows_with_the_noise_and_stays_between_its_ends() -> None:
+    shares = [encoder_share("replace_one", epsilon, 1e-5, 60_000) for epsilon in (math.inf, 10, 1, 0.2, 1e-3)]
+    assert shares == sorted(shares) and shares[0] == 0.05 and shares[-1] == 0.3
+    assert (
+        encoder_share("zero_out", 1, 1e-5, 60_000) < shares[2] < encoder_share("replace_one", 1, 1e-5, 1000)
+    )
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
     """A whole run without public records, evaluated and measured for research."""
@@ -387,3 +411,42 @@ def test_what_does_not_fit_is_said_in_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=said):
         private(*overrides, home=tmp_path)
+
+
+def test_the_driver_sees_no_record_and_no_true_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    config = private("cluster.actors=2", "privacy.epsilon=1", home=home)
+    log = recorded_run(config, tmp_path / "run", monkeypatch)
+    data = open_dataset(config.data, config.home, config.privacy.relation)
+    assert data is not None
+    store_of = LatentStore(data.private_dir, next(v for m, v in log if m == "Shard")[0]["latents_key"])
+    (args, messages) = next(value for method, value in log if method == "contribute")
+    released = args[0]
+    assert isinstance(released, MomentsPlan)
+    cuts = [rank * store_of.rows() // 2 for rank in range(3)]
+    parts = [moment_sums(store_of.batches(*cut), released) for cut in itertools.pairwise(cuts)]
+    truth = sum(parts)
+    for message in messages:
+        for exact in (*parts, truth):
+            rest = (message - exact.view(np.uint64)).view(np.int64).astype(np.float64)
+            assert np.mean(np.abs(rest) < 2.0**56) < 0.05
+    noisy = unmask(messages)
+    rows, columns = np.triu_indices(released.dim + 1)
+    scale = np.where(rows == columns, 1.0, math.sqrt(0.5)) * released.noise_std
+    assert 0.8 < ((noisy - truth) / scale).std() < 1.2
+    size = released.dim + 1
+    assert np.array_equal(
+        Moments.load(tmp_path / "run" / "release" / "encoder").matrix[np.triu_indices(size)], noisy
+    )
+    matrix = np.zeros((size, size), np.int64)
+    matrix[rows, columns] = truth
+    needles = [row.tobytes() for row in matrix if np.count_nonzero(row) > 1]
+    needles += [row.tobytes() for x, _ in store_of.batches(0, 50) for row in x]
+    hay = pickle.dumps(log)
+    assert not any(needle in hay for needle in needles)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and data.private_dir not in path.parents:
+            content = path.read_bytes()
+            assert not any(needle in content for needle in needles), path

@@ -70,7 +70,8 @@ class IdentityEncoder(Encoder):
         bounded = np.isfinite(box).all(axis=1)
         if not bounded.all() and len(public) < 2:
             raise UserError(
-                "Standardising a table needs at least two public records; raise data.public_fraction."
+                "Standardising a table needs at least two public records; raise data.public_fraction, or give "
+                "data.bounds of every column."
             )
         shift, scale = np.empty(dim), np.empty(dim)
         shift[bounded], scale[bounded] = box[bounded].mean(axis=1), np.diff(box[bounded], axis=1)[:, 0] / 2
