@@ -149,7 +149,7 @@ def test_the_films_frames_end_where_the_samples_are_and_trials_keep_none(place: 
     film = read_film(place / "runs" / "digits" / "checkpoints" / "flow.npz")
     assert film is not None and film.steps.tolist() == [0, 1, 2, 4, 6]
     config = small(f"paths.home={place / 'home'}", "cluster.executor=local", "name=plain")
-    run(config, place / "runs" / "plain", QUIET, film=False)
+    run(config, place / "runs" / "plain", QUIET, lean=True)
     assert read_film(place / "runs" / "plain" / "checkpoints" / "flow.npz") is None
     assert not (place / "runs" / "plain" / "film.png").exists()
     (place / "runs" / "plain" / "metrics.json").unlink()
@@ -168,6 +168,25 @@ def test_a_generator_has_no_path_and_the_report_says_why(place: Path) -> None:
     run(config, place / "runs" / "generator", QUIET)
     report = (place / "runs" / "generator" / "report.html").read_text()
     assert "no particle moves" in report and not (place / "runs" / "generator" / "film.png").exists()
+
+
+def test_what_private_records_give_without_noise_stays_in_research(place: Path) -> None:
+    folder = place / "runs" / "digits"
+    found = json.loads((folder / "research" / "ceiling.json").read_text())
+    assert found["epsilon"] == "inf"
+    ceiling = found["private latents, decoded"]
+    assert {"FID (classifier features)", "LogReg accuracy", "sliced W2 to test latents"} <= set(ceiling)
+    assert ceiling["sliced W2 to test latents"] < figures(folder)["sliced W2 to test latents"]
+    assert (folder / "research" / "slices.png").stat().st_mode & 0o077 == 0
+    public = [path for path in folder.rglob("*") if path.is_file() and "research" not in path.parts]
+    public += [place / "runs" / "mlflow.db", *(place / "home" / "baselines").rglob("*.json")]
+    for path in public:
+        held = path.read_bytes()
+        for name in ("FID (classifier features)", "sliced W2 to test latents"):
+            assert repr(ceiling[name]).encode() not in held, path
+    assert not [path for path in public if b"private latents, decoded" in path.read_bytes()]
+    # Neighbours are looked for among public images alone.
+    assert b"Nearest private" not in (folder / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize(
