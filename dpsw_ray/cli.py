@@ -13,7 +13,7 @@ from dpsw_ray.commands.audit import audit
 from dpsw_ray.commands.compare import compare
 from dpsw_ray.commands.data import data
 from dpsw_ray.commands.ledger import ledger
-from dpsw_ray.commands.runs import flow, generate, plan
+from dpsw_ray.commands.runs import evaluate, flow, generate, plan
 from dpsw_ray.errors import UserError, explain_os_error
 from dpsw_ray.interrupts import exit_code, heed_sigterm
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (flow, generate, plan, compare, account, audit):
+for command in (flow, generate, evaluate, plan, compare, account, audit):
     app.command()(command)
 app.add_typer(ledger, name="ledger")
 app.add_typer(data, name="data")

@@ -21,6 +21,7 @@ from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.evaluate import complete
 from dpsw_ray.evaluation.features import nearest_rows
 from dpsw_ray.evaluation.pictures import (
+    SliceMasses,
     film_strip,
     image_grid,
     image_pairs,
@@ -46,8 +47,8 @@ __all__ = [
     "film_exhibit",
     "followed",
     "neighbours",
-    "released_masses",
     "samples_png",
+    "slice_masses",
     "slices_png",
     "tables",
 ]
@@ -179,25 +180,28 @@ def _paths(title: str, results: Results, steps: list[int], frames: NDArray[Any])
 
 def slices_png(results: Results) -> bytes:
     """A few directions: what was released, what is made of it, and the particles before and after."""
-    config, flow = results.config, results.flow
-    slices = results.rounds[0].slices
-    directions = slices.directions[:SLICES]
-    noisy, denoised = released_masses(results.release, results.rounds[0])
-    start = None
-    if config.method != "dpswgen":
-        begun = initial(len(flow.particles), results.release.dim, results.encoder.sphere, config.seed)
-        start = _masses(begun, directions, results.release)
-    end = _masses(flow.particles, directions, results.release)
-    return slices_figure(slices.grid.edges, noisy, denoised, start, end)
+    targets = results.rounds[0]
+    masses = slice_masses(results.config, results.release, targets, results.flow, results.encoder)
+    return slices_figure(results.release.grid.edges, masses)
 
 
-def released_masses(release: Release, targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Along the first directions, over all classes: the noisy masses, and the denoised ones; [k, bins] each."""
+def slice_masses(
+    config: RunConfig, release: Release, targets: Targets, flow: FlowResult, encoder: Encoder
+) -> SliceMasses:
+    """What is shown of the first directions, over all classes."""
     counts = release.counts[0, :, :SLICES].sum(axis=0).astype(np.float64)
     total = float(counts.sum(axis=1).mean())
-    noisy = counts / total if total > 0 else counts
     densities = np.diff(targets.slices.cdf[:, :SLICES], axis=2)
-    return noisy, np.einsum("c,cjb->jb", targets.weights, densities)
+    start = None
+    if config.method != "dpswgen":
+        start = initial(len(flow.particles), release.dim, encoder.sphere, config.seed)
+    directions = targets.slices.directions[:SLICES]
+    return SliceMasses(
+        noisy=counts / total if total > 0 else counts,
+        denoised=np.einsum("c,cjb->jb", targets.weights, densities),
+        start=None if start is None else _masses(start, directions, release),
+        end=_masses(flow.particles, directions, release),
+    )
 
 
 def _masses(

@@ -25,8 +25,8 @@ from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.membership import auc_at_most
 from dpsw_ray.evaluation.report import Metric
-from dpsw_ray.exhibits import followed
-from dpsw_ray.files import write_json
+from dpsw_ray.exhibits import SLICES, followed, slice_masses
+from dpsw_ray.files import write_bytes, write_json
 from dpsw_ray.flow.film import Choice
 from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
@@ -74,7 +74,7 @@ class RunResult:
 
 
 def run(
-    config: RunConfig, output: Path | None = None, progress: Progress | None = None, film: bool = True
+    config: RunConfig, output: Path | None = None, progress: Progress | None = None, lean: bool = False
 ) -> RunResult:
     """Makes one run, or goes on with the same run in the same folder; see the README for its outputs.
 
@@ -82,7 +82,7 @@ def run(
         config: the run.
         output: its folder; default `runs/<name>`.
         progress: where to report; default: standard output.
-        film: whether the report shows the particles' path.
+        lean: leave out what a comparison has no use for: the particles' path, and in `research/` slices and ceiling.
 
     Raises:
         UserError: anything the user can mend, in one sentence.
@@ -119,7 +119,7 @@ def run(
         with timings.phase("flow", on=cluster):
             flow = move_points(
                 config, rounds, encoder, cluster, folder / "checkpoints", config.seed, progress,
-                follow=followed(encoder) if film else None,
+                follow=None if lean else followed(encoder),
             )  # fmt: skip
         with timings.phase("decode"):
             samples = decode(config.seed, flow, encoder, release)
@@ -127,6 +127,10 @@ def run(
             metrics = measure(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
             _research(config, data, encoder, release, shards, flow, folder / "research", progress)
+            if not lean:
+                _research_exhibits(
+                    config, data, encoder, release, rounds[0], shards, flow, folder / "research"
+                )
         results = Results(
             config, data.info, encoder, release, rounds, flow, samples, metrics, timings.seconds
         )
@@ -476,6 +480,35 @@ def _research(
             "directions": config.evaluation.directions,
         },
     )
+
+
+def _research_exhibits(
+    config: RunConfig,
+    data: Dataset,
+    encoder: Encoder,
+    release: Release,
+    targets: Targets,
+    shards: WorkerGroup,
+    flow: FlowResult,
+    folder: Path,
+) -> None:
+    """The private records' own slices beside the released ones, and their own latents as the ceiling."""
+    masses = slice_masses(config, release, targets, flow, encoder)
+    grid, directions = release.grid, targets.slices.directions[:SLICES]
+    slices = shards.call("research_slices", (directions, grid, release.kernel, masses))[0]
+    write_bytes(folder / "slices.png", slices, mode=0o600)
+    if config.evaluation.enabled:
+        asked = (config.evaluation, data.info, config.encoder_seed, config.evaluation_seed, config.home)
+        figures = shards.call("research_ceiling", (*asked, len(flow.particles)))[0]
+        write_json(
+            folder / "ceiling.json",
+            {
+                "epsilon": math.inf,
+                "warning": "Computed from private records without noise: not covered by the run's epsilon, never "
+                "publish.",
+                "private latents, decoded": figures,
+            },
+        )
 
 
 def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:

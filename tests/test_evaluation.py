@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dpsw_ray.evaluation.fid import frechet_distance
 from dpsw_ray.evaluation.membership import Membership, auc_at_most, membership
 from dpsw_ray.evaluation.models import ModelKind, model_accuracy
 from dpsw_ray.evaluation.pictures import (
+    SliceMasses,
     curve_figure,
     film_strip,
     image_grid,
@@ -324,10 +326,12 @@ def test_figures_are_drawn() -> None:
     edges = np.linspace(-1, 1, 33)
     released = rng.dirichlet(np.ones(32), 5)
     noisy, end = released + 0.01 * rng.normal(size=released.shape), rng.dirichlet(np.ones(32), 5)
-    whole = _pixels(slices_figure(edges, noisy, released, released[::-1], end))
+    masses = SliceMasses(noisy, released, released[::-1], end)
+    whole = _pixels(slices_figure(edges, masses))
     assert whole.shape[1] > 600
-    assert not np.array_equal(whole, _pixels(slices_figure(edges, noisy, released, None, end)))
-    assert _pixels(slices_figure(edges, noisy[:1], released[:1], None, end[:1], private=end[:1])).ndim == 3
+    assert not np.array_equal(whole, _pixels(slices_figure(edges, dataclasses.replace(masses, start=None))))
+    one = SliceMasses(noisy[:1], released[:1], None, end[:1])
+    assert _pixels(slices_figure(edges, one, private=end[:1])).ndim == 3
     curve = _pixels(curve_figure(range(50), np.exp(-np.arange(50) / 5), "Distance", "sliced W2"))
     assert curve.shape[1] == 640
     assert _pixels(curve_figure([0], [0.0], "Distance", "sliced W2")).ndim == 3

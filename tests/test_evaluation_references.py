@@ -199,20 +199,19 @@ def test_records_with_missing_values_are_left_out_and_the_order_kept() -> None:
 
 
 def test_the_ceiling_takes_the_records_held_out_of_the_encoders_training_first() -> None:
-    """The order of the public records is the one that training shuffles by: the loss on its first is the stored one."""
+    """The order of the public records is the one that training shuffles by: its first were not learnt by heart."""
     schema = RecordSchema("table", (4,), NAMES)
     config = EncoderConfig(
-        kind="mlp", latent_dim=2, sphere=False, epochs=3, batch_size=50, holdout_fraction=0.2
-    )
-    public = table(500, 0)
+        kind="mlp", latent_dim=3, sphere=False, epochs=150, patience=150, batch_size=40, holdout_fraction=0.25,
+        learning_rate=5e-3,
+    )  # fmt: skip
+    public = np.random.default_rng(0).normal(size=(160, 4))
     encoder = fit_encoder(schema, public, config, 7)
     order = np.random.default_rng(7).permutation(len(public))
-    train = public[order[100:]]
-    gaps = (encoder.decode(encoder.encode(public)) - public) / train.std(axis=0)
-    best = min(epoch["holdout_loss"] for epoch in encoder.history)
-    losses = [float(np.mean(gaps[order[i : i + 100]] ** 2)) for i in range(0, 500, 100)]
-    assert losses[0] == pytest.approx(best, rel=1e-4)
-    assert min(abs(loss / best - 1) for loss in losses[1:]) > 1e-3
+    gaps = (encoder.decode(encoder.encode(public)) - public) / public[order[40:]].std(axis=0)
+    losses = [float(np.mean(gaps[order[i : i + 40]] ** 2)) for i in range(0, 160, 40)]
+    assert losses[0] == pytest.approx(min(epoch["holdout_loss"] for epoch in encoder.history), rel=0.1)
+    assert max(losses[1:]) < 0.7 * losses[0]
 
 
 def test_whole_numbers_and_constants_come_back_as_they_are_in_public() -> None:

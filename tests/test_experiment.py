@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support import SMALL, small
 
@@ -17,9 +18,11 @@ from dpsw_ray.experiment.execute import execute, look_up
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.grid import Grid, make_grid, parse_epsilons, parse_methods, parse_own
 from dpsw_ray.experiment.measures import Figures, choose_measures
+from dpsw_ray.experiment.pictures import curves_figure
 from dpsw_ray.experiment.record import Recorder
 from dpsw_ray.experiment.table import make_table
 from dpsw_ray.experiment.trial import Privacy, Trial, TrialResult
+from dpsw_ray.rounding import format_number
 from dpsw_ray.tracking import open_tracker
 
 
@@ -128,7 +131,8 @@ def test_an_unknown_measure_is_answered_with_the_known_ones() -> None:
         choose_measures("fid,beauty")
     assert str(caught.value) == (
         "--metrics takes some of sliced_w2, sliced_w2_test, fid, kid, precision, recall, density, coverage, inception, "
-        "logreg, mlp, cnn, pseudo_logreg, intended, membership, seconds, found 'beauty'."
+        "logreg, mlp, cnn, boosted, w1, ks, pearson, spearman, pseudo_logreg, intended, membership, seconds, found "
+        "'beauty'."
     )
 
 
@@ -143,11 +147,39 @@ def test_a_cell_is_mean_and_sample_deviation_of_finished_trials() -> None:
     assert first.seeds == "2 of 3 (1 failed)" and second.seeds == "1"
 
 
+def test_the_interval_of_a_mean_over_seeds_is_students(tmp_path: Path) -> None:
+    from scipy.stats import t
+
+    values = (2.0, 4.0, 4.5)
+    results = [result(1, seed, fid=value) for seed, value in enumerate(values)] + [result(5, 0, fid=1.0)]
+    table = make_table(results, choose_measures("fid"))
+    low, high = t.interval(0.95, 2, 3.5, math.sqrt(1.75 / 3))  # 4.303 times the standard error
+    assert table.to_dict()["cells"][0]["figures"]["fid"]["ci"] == pytest.approx([low, high])
+    assert f"{3.5} ± {format_number(float(high - low) / 2, 2)}" in table.to_markdown()
+    assert table.to_markdown().count("95% confidence interval of the mean over seeds") == 1
+    assert "no confidence interval" not in table.to_markdown()
+    table.to_parquet(tmp_path / "table.parquet")
+    first, second, baseline = pq.read_table(tmp_path / "table.parquet").to_pylist()
+    assert (first["method"], first["epsilon"], first["n"]) == ("m", 1.0, 3)
+    assert (first["ci_low"], first["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert (second["mean"], second["n"], second["std"], second["ci_low"]) == (1.0, 1, None, None)
+    assert (baseline["measure"], baseline["baseline"], baseline["mean"]) == ("fid", "random", 9.0)
+    assert baseline["epsilon"] is None
+    assert curves_figure(table, "epsilon", "method").startswith(b"\x89PNG")
+    alone = make_table([result(1, 0, fid=2.0)], choose_measures("fid"))
+    assert (
+        alone.to_markdown().count("no confidence interval can be given") == 1
+        and "±" not in alone.to_markdown()
+    )
+
+
 def test_what_no_trial_measured_is_a_dash_for_people_and_nothing_for_programs() -> None:
     table = make_table([result(1, 0, fid=2.0), result(5, 0, "pending")], choose_measures("fid,logreg"))
     assert table.to_markdown().splitlines()[2:] == [
         "| m | 1 | 1 | 1e-05 | 2 | – | 1 |",
         "| m | 5 | – | – | – | – | 0 of 1 (1 pending) |",
+        "",
+        "One seed each: no confidence interval can be given.",
     ]
     first, second = csv.DictReader(io.StringIO(table.to_csv()))
     assert (first["fid"], first["logreg"], first["status"]) == ("2.0", "", "finished")
@@ -244,6 +276,6 @@ def test_tracked_trials_nest_and_keep_private_figures_out(tmp_path: Path) -> Non
     }  # fmt: skip
     assert len(client.search_runs([experiment])) == 3
     assert {runs[name].data.tags["mlflow.parentRunId"] for name in ("m-1-0", "m-5-0")} == {parent}
-    assert runs["m-1-0"].data.metrics == {"fid": 2.5, "epsilon": 1.0, "delta": 1e-5}
+    assert runs["m-1-0"].data.metrics == {"fid": 2.5, "fid/random": 9.0, "epsilon": 1.0, "delta": 1e-5}
     assert runs["m-5-0"].data.tags["error"] == "It broke."
     assert b"0.1234567" not in (tmp_path / "mlflow.db").read_bytes()

@@ -26,8 +26,8 @@ def compare(
         str,
         typer.Option(
             help="comma-separated: sliced_w2, sliced_w2_test, fid, kid, precision, recall, density, coverage, "
-            "inception, intended, logreg, mlp, cnn, pseudo_logreg (classes by the public classifier), "
-            "membership, seconds"
+            "inception, intended, logreg, mlp, cnn, boosted, pseudo_logreg (classes by the public classifier), w1, ks, "
+            "pearson, spearman (tables), membership, seconds"
         ),
     ] = "sliced_w2,fid,logreg,pseudo_logreg",
     set_: SetOption = [],  # noqa: B006 (typer reads it)

@@ -1,4 +1,4 @@
-"""`dpsw flow | generate | plan`: runs, more samples, and what a run would release."""
+"""`dpsw flow | generate | evaluate | plan`: runs, more samples, new figures, and what a run would release."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dpsw_ray.progress import Progress
     from dpsw_ray.run import RunResult
 
-__all__ = ["draw_samples", "flow", "generate", "plan", "report_result"]
+__all__ = ["draw_samples", "evaluate", "flow", "generate", "plan", "report_result"]
 
 
 def flow(
@@ -103,6 +103,25 @@ def draw_samples(
     if blocking := next((place for place in out.absolute().parents if place.is_file()), None):
         raise UserError(f"--out {out} lies inside {blocking}, which is a file: give another path.")
     generate_samples(run_folder, out, num, seed, Progress(quiet=quiet), load)
+
+
+def evaluate(
+    run_folder: RunArgument,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="the published protocol: all models, 50 epochs, trained on all samples of the run"
+        ),
+    ] = False,
+    set_: SetOption = [],  # noqa: B006
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a finished run's samples anew: figures, pictures and report; reads no private record, charges nothing."""
+    from dpsw_ray.progress import Progress
+    from dpsw_ray.reevaluate import evaluate_again
+
+    progress = Progress(quiet=quiet)
+    report_result(evaluate_again(run_folder, set_, full, progress), progress)
 
 
 def plan(

@@ -95,6 +95,7 @@ def evaluate(
     seed: int,
     home: Path,
     progress: Callable[[str, int, int, dict[str, float]], None] | None = None,
+    beside: bool = True,
 ) -> list[Metric]:
     """Measures samples against public and test records; no private record is read.
 
@@ -113,6 +114,7 @@ def evaluate(
         seed: public seed.
         home: where the classifier and the references' figures are cached.
         progress: told of the classifier's training.
+        beside: whether the references are measured too.
     """
     known = "the public part"
     if not len(public):
@@ -129,13 +131,13 @@ def evaluate(
     references = References(encoder, public, test, order=order, count=count, seed=seed, home=home)
     run = Candidate(particles, *samples)
     own: dict[str, float] = {}
-    beside: dict[str, dict[str, float]] = {}
+    others: dict[str, dict[str, float]] = {}
     for name, measure, part, key in bench.measures(run):
         found = measure(run)
         own |= found
-        for reference, figures in references.figures(measure, part, of=name, **key).items():
+        for reference, figures in references.figures(measure, part, of=name, **key).items() if beside else ():
             for figure, value in figures.items():
-                beside.setdefault(figure, {})[reference] = value
+                others.setdefault(figure, {})[reference] = value
     words = {
         "directions": config.directions,
         "trained": f"{min(len(samples[0]), config.train):,}",
@@ -145,10 +147,10 @@ def evaluate(
         Metric(
             name,
             own[name],
-            beside.get(name, {}),
+            others.get(name, {}),
             text.format(**words),
             better,
-            bench.parts(name, own, beside),
+            bench.parts(name, own, others),
         )
         for name, (better, text) in _TEXTS.items()
         if name in own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 __all__ = [
+    "SliceMasses",
     "curve_figure",
     "figure_png",
     "film_strip",
@@ -168,24 +170,34 @@ def moving_grid(
     return None
 
 
+@dataclass(frozen=True)
+class SliceMasses:
+    """Masses in the bins of k directions, arrays of size [k, b].
+
+    Attributes:
+        noisy: as they were released; some may be negative.
+        denoised: what is made of them.
+        start: the particles' before the first step, or None.
+        end: the particles' after the last one.
+    """
+
+    noisy: NDArray[np.float64]
+    denoised: NDArray[np.float64]
+    start: NDArray[np.float64] | None
+    end: NDArray[np.float64]
+
+
 def slices_figure(
-    edges: NDArray[np.floating[Any]],
-    noisy: NDArray[np.floating[Any]],
-    denoised: NDArray[np.floating[Any]],
-    start: NDArray[np.floating[Any]] | None,
-    end: NDArray[np.floating[Any]],
-    private: NDArray[np.floating[Any]] | None = None,
+    edges: NDArray[np.floating[Any]], masses: SliceMasses, private: NDArray[np.float64] | None = None
 ) -> bytes:
     """For each direction its density, and below it the distribution function.
 
     Args:
         edges: bin edges [b + 1].
-        noisy: masses [k, b] as they were released, along k directions; some may be negative.
-        denoised: what is made of them, masses [k, b].
-        start: the particles' masses [k, b] before the first step, or None.
-        end: their masses after the last one, [k, b].
+        masses: of k directions.
         private: RESEARCH: the private records' masses [k, b].
     """
+    noisy, start = masses.noisy, masses.start
     count, widths = len(noisy), np.diff(edges)
     figure = Figure(figsize=(max(3.4 * count, 4.5), 5.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, count, squeeze=False, sharex=True)
@@ -193,16 +205,16 @@ def slices_figure(
         above, below = panels[:, k]
         above.stairs(noisy[k] / widths, edges, fill=True, color="0.82", label="released, noisy")
         lines = [
-            ("released, noise taken away", denoised[k], RELEASED, "-"),
-            ("particles at the end", end[k], PARTICLES, "-"),
+            ("released, noise taken away", masses.denoised[k], RELEASED, "-"),
+            ("particles at the end", masses.end[k], PARTICLES, "-"),
         ]
         if start is not None:
             lines.insert(1, ("particles at the start", start[k], PARTICLES, ":"))
         if private is not None:
             lines.append(("private records (research)", private[k], "black", "--"))
-        for label, masses, colour, style in lines:
+        for label, mass, colour, style in lines:
             above.stairs(
-                masses / widths,
+                mass / widths,
                 edges,
                 baseline=None,
                 color=colour,
@@ -210,7 +222,7 @@ def slices_figure(
                 linewidth=1.5,
                 label=label,
             )
-            below.plot(edges, np.append(0.0, np.cumsum(masses)), color=colour, linestyle=style, linewidth=1.5)
+            below.plot(edges, np.append(0.0, np.cumsum(mass)), color=colour, linestyle=style, linewidth=1.5)
         below.plot(edges, np.append(0.0, np.cumsum(noisy[k])), color="0.7", linewidth=1.0, zorder=0)
         above.axhline(0.0, color="0.4", linewidth=0.6)
         above.set_title(f"direction {k}", fontsize=10)

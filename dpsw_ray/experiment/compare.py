@@ -73,6 +73,7 @@ def _write(
     write_json(folder / "table.json", table.to_dict())
     write_text(folder / "table.csv", table.to_csv())
     write_text(folder / "table.md", table.to_markdown())
+    table.to_parquet(folder / "table.parquet")
     write_text(folder / "compare.html", render_comparison(grid, table, folder))
     return table
 

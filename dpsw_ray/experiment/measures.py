@@ -41,6 +41,11 @@ MEASURES: Mapping[str, Measure] = {
     "logreg": Measure("LogReg accuracy", "higher"),
     "mlp": Measure("MLP accuracy", "higher"),
     "cnn": Measure("CNN accuracy", "higher"),
+    "boosted": Measure("boosted trees accuracy", "higher"),
+    "w1": Measure("marginal W1, mean", "lower"),
+    "ks": Measure("marginal KS, mean", "lower"),
+    "pearson": Measure("Pearson correlations, RMS gap", "lower"),
+    "spearman": Measure("Spearman correlations, RMS gap", "lower"),
     "pseudo_logreg": Measure("LogReg accuracy, classes by the public classifier", "higher"),
     "intended": Measure("intended class", "higher"),
     "membership": Measure("membership inference, AUC", "lower", private=True),
@@ -48,7 +53,7 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
-MODELS = ("logreg", "mlp", "cnn")
+MODELS = ("logreg", "mlp", "cnn", "boosted")
 """Measures of models that are trained on samples: only those of `evaluation.models` are."""
 
 

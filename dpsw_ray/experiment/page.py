@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from dpsw_ray.evaluation.report import REFERENCES
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.grid import Grid
 from dpsw_ray.experiment.pictures import curves_figure, sample_images, strip_figure
@@ -49,6 +50,11 @@ def render_comparison(grid: Grid, table: Table, folder: ExperimentFolder) -> str
         strips=_strips(table, folder),
         promises=_promises(table),
         private=[measure.title for measure in table.measures.values() if measure.private],
+        references={
+            name: text
+            for name, text in REFERENCES.items()
+            if any(name in baselines for baselines in table.baselines.values())
+        },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

@@ -26,7 +26,7 @@ DPI = 130
 COLUMNS = 20
 _COLOURS = ("#1f4e79", "#d9822b", "#3c8d5a", "#a03b6f", "#6a5acd", "#7a6a4f")
 _MARKERS = "osD^vP"
-_BASELINES = ("#888888", "#444444")
+_BASELINES = (("#2e7d32", "--"), ("#888888", ":"), ("#444444", "-."))
 _LOOK_AT = 2_048
 """Samples are shuffled: the first ones do."""
 
@@ -34,8 +34,8 @@ _LOOK_AT = 2_048
 def curves_figure(table: Table, factor: str, by: str) -> bytes:
     """One panel per measure: its mean over the levels of one factor, a line for each level of another.
 
-    Bars are one standard deviation over seeds; dashed lines are baselines; an infinite level stands apart at the
-    right.
+    Bars are the 95 % confidence intervals of the means over seeds; dashed lines are baselines; an infinite level stands
+    apart at the right.
 
     Args:
         table: of the experiment.
@@ -59,10 +59,11 @@ def curves_figure(table: Table, factor: str, by: str) -> bytes:
                 number,
             )
         for number, (baseline, value) in enumerate(table.baselines.get(name, {}).items()):
-            axes.axhline(value, color=_BASELINES[number % 2], linestyle=("--", ":")[number % 2], linewidth=1)
+            colour, style = _BASELINES[number % len(_BASELINES)]
+            axes.axhline(value, color=colour, linestyle=style, linewidth=1)
             axes.annotate(
                 baseline, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7,
-                color=_BASELINES[number % 2], xytext=(-2, 1), textcoords="offset points",
+                color=colour, xytext=(-2, 1), textcoords="offset points",
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(list(places.values()), ["∞" if math.isinf(x) else f"{x:g}" for x in places])
@@ -92,7 +93,7 @@ def _line(axes: Axes, points: Sequence[tuple[float, Any]], label: str, number: i
     axes.errorbar(
         [place for place, _ in points],
         [spread.mean for _, spread in points],
-        yerr=[spread.std or 0.0 for _, spread in points],
+        yerr=[spread.half or 0.0 for _, spread in points],
         color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], markersize=4,
         linewidth=1.5, capsize=3, label=label,
     )  # fmt: skip

@@ -94,6 +94,13 @@ def _write(run: Tracker, result: TrialResult) -> None:
     run.tags({**result.trial.point, "publishable": False, "error": result.error})
     values = result.figures.values
     run.metrics({name: values[name] for name in values if not MEASURES[name].private})
+    run.metrics(
+        {
+            f"{name}/{which}": v
+            for name, beside in result.figures.baselines.items()
+            for which, v in beside.items()
+        }
+    )
     if result.privacy is not None:
         run.metrics({"epsilon": result.privacy.epsilon, "delta": result.privacy.delta})
         run.tags({"relation": result.privacy.relation, "accountant": result.privacy.accountant})

@@ -1,4 +1,4 @@
-"""The table of an experiment: every trial, and mean and standard deviation over seeds at every point."""
+"""The table of an experiment: every trial, and mean and confidence interval over seeds at every point."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import t
 
 from dpsw_ray.experiment.measures import Measure
 from dpsw_ray.experiment.trial import Factor, Privacy, TrialResult
+from dpsw_ray.files import atomic_path
 from dpsw_ray.rounding import format_number
 
-__all__ = ["Cell", "Spread", "Table", "make_table"]
+__all__ = ["CONFIDENCE", "Cell", "Spread", "Table", "make_table"]
+
+CONFIDENCE = 0.95
+"""That the interval which is given for a mean over seeds holds the mean over all seeds."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,24 @@ class Spread:
     std: float | None
     n: int
 
+    @property
+    def half(self) -> float | None:
+        """Half the 95 % confidence interval of the mean over seeds (Student's t, n - 1 degrees of freedom); or None.
+
+        Seeds are taken to be independent and their figures to be about normal.
+        """
+        if self.std is None:
+            return None
+        return float(t.ppf(0.5 + CONFIDENCE / 2, self.n - 1)) * self.std / math.sqrt(self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the interval's ends among them; None for one trial."""
+        half = self.half
+        ends = None if half is None else [self.mean - half, self.mean + half]
+        return {"mean": self.mean, "std": self.std, "n": self.n, "ci": ends}
+
     def __str__(self) -> str:
-        spread = f" ± {format_number(self.std, 2)}" if self.std is not None else ""
+        spread = f" ± {format_number(self.half, 2)}" if self.half is not None else ""
         return f"{format_number(self.mean)}{spread}"
 
 
@@ -87,6 +112,7 @@ class Table:
         """Plain values."""
         return {
             "measures": {name: asdict(measure) for name, measure in self.measures.items()},
+            "spread": self.spread,
             "finished": self.count("finished"),
             "failed": self.count("failed"),
             "pending": self.count("pending"),
@@ -94,7 +120,7 @@ class Table:
                 {
                     **cell.point,
                     "trials": dict(cell.counts),
-                    "figures": {name: asdict(spread) for name, spread in cell.figures.items()},
+                    "figures": {name: spread.to_dict() for name, spread in cell.figures.items()},
                     "privacy": asdict(cell.privacy) if cell.privacy else None,
                 }
                 for cell in self.cells
@@ -136,13 +162,57 @@ class Table:
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """One line per cell: mean and standard deviation over seeds."""
+        """One line per cell: mean over seeds and its confidence interval, and what that is."""
         lines = ["| " + " | ".join(row) + " |" for row in self.rows()]
         rule = "|" + "|".join([" --- "] * len(self.heads)) + "|"
         failures = [f"* {result.trial.name}: {result.error}" for result in self.results if result.error]
+        below = ["", self.spread, *(["", "Failed:", "", *failures] if failures else [])]
+        return "\n".join([lines[0], rule, *lines[1:], *below]) + "\n"
+
+    def to_parquet(self, path: Path) -> None:
+        """Writes a row for every cell and measure: the cell's levels, `measure`, and what `Spread.to_dict` says.
+
+        Baselines are rows without levels, with what they are under `baseline`.
+        """
+        rows: list[dict[str, Any]] = []
+        for cell in self.cells:
+            for name, spread in cell.figures.items():
+                low, high = spread.to_dict()["ci"] or (None, None)
+                figures = {
+                    "mean": spread.mean,
+                    "std": spread.std,
+                    "n": spread.n,
+                    "ci_low": low,
+                    "ci_high": high,
+                }
+                rows.append({**cell.point, "measure": name, "baseline": None, **figures})
+        for name, baselines in self.baselines.items():
+            rows += [
+                {"measure": name, "baseline": which, "mean": value} for which, value in baselines.items()
+            ]
+        schema = [
+            *(
+                (name, pa.string() if isinstance(level, str) else pa.float64())
+                for name, level in self.cells[0].point.items()
+            ),
+            ("measure", pa.string()),
+            ("baseline", pa.string()),
+            ("n", pa.int64()),
+            *((name, pa.float64()) for name in ("mean", "std", "ci_low", "ci_high")),
+        ]
+        with atomic_path(path) as aside:
+            pq.write_table(pa.Table.from_pylist(rows, pa.schema(schema)), aside)
+
+    @property
+    def spread(self) -> str:
+        """What stands behind a mean, in a sentence."""
+        most = max((spread.n for cell in self.cells for spread in cell.figures.values()), default=0)
+        if most < 2:
+            return "One seed each: no confidence interval can be given."
         return (
-            "\n".join([lines[0], rule, *lines[1:], *(["", "Failed:", "", *failures] if failures else [])])
-            + "\n"
+            f"± is half the {CONFIDENCE:.0%} confidence interval of the mean over seeds (Student's t): what fresh "
+            "particles, directions and noise change. All seeds share the division of the data, the encoder and the "
+            "judges, whose choice the interval does not cover; a mean of a single seed has none."
         )
 
     @property

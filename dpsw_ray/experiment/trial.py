@@ -140,7 +140,7 @@ def run_trial(config: RunConfig, folder: Path, log: Path) -> None:
     """Makes the run, or goes on with it; what it says goes to the end of `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
-        run(config, folder, Progress(stream=stream), film=False)
+        run(config, folder, Progress(stream=stream), lean=True)
 
 
 def finished(trial: Trial, folder: Path) -> bool:

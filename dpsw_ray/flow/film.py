@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choice", "Film", "Recording", "evenly", "first_of_each", "next_frame"]
+__all__ = ["Choice", "Film", "Recording", "evenly", "first_of_each", "next_frame", "read_film"]
 
 Choice = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """Takes the classes' offsets, array of size [C + 1], to the numbers of the particles to follow, in ascending order."""
@@ -65,6 +66,15 @@ class Recording:
         """What was recorded."""
         steps = sorted(self._frames)
         return Film(np.array(steps), self.rows, np.stack([self._frames[step] for step in steps]))
+
+
+def read_film(checkpoint: Path) -> Film | None:
+    """The film of a finished flow's checkpoint; None where there is none."""
+    try:
+        with np.load(checkpoint, allow_pickle=False) as stored:
+            return Film(stored["film_steps"], stored["film_rows"], stored["film_frames"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def next_frame(step: int) -> int:

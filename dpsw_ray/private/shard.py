@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.config import EvaluationConfig
+from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders.base import load_encoder
+from dpsw_ray.evaluation.columns import Columns
+from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.membership import Membership, membership
+from dpsw_ray.evaluation.pictures import SliceMasses, slices_figure
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
-from dpsw_ray.private.latents import LatentStore
+from dpsw_ray.private.latents import NULL, LatentStore
 from dpsw_ray.private.masking import MaskingKey
 from dpsw_ray.private.mechanism import NoiseSecret, bound, noise
 from dpsw_ray.private.moments import moment_noise, moment_sums
@@ -23,6 +28,8 @@ from dpsw_ray.private.sealing import sealed
 from dpsw_ray.release.moments import MomentsPlan
 from dpsw_ray.release.plan import AnyPlan, HistogramPlan, SampledHistogramPlan
 from dpsw_ray.release.rows import RowPlan
+from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.slicing.histogram import add_histograms
 
 __all__ = ["Shard"]
 
@@ -125,6 +132,41 @@ class Shard:
     ) -> Membership:
         """Attacks particles with the private latents, without noise: epsilon is infinite, `research/` only."""
         return membership(particles, self._latents(), outsiders, most, seed)
+
+    @sealed("measuring against private records")
+    def research_slices(
+        self,
+        directions: NDArray[np.float64],
+        grid: BinGrid,
+        kernel: NDArray[np.int64],
+        masses: SliceMasses,
+    ) -> bytes:
+        """Draws the private records' slices, without noise, beside what was released: `research/` only."""
+        total = np.zeros((1, len(directions), grid.bins), np.int64)
+        for latents, labels in self.store.batches(0, self.store.rows()):
+            blocks = np.where(labels == NULL, -1, 0).astype(np.int32)
+            add_histograms(latents, blocks, directions, grid, kernel, total, self.threads)
+        private = total[0] / np.maximum(total[0].sum(axis=1, keepdims=True), 1)
+        return slices_figure(grid.edges, masses, private)
+
+    @sealed("measuring against private records")
+    def research_ceiling(
+        self, config: EvaluationConfig, info: DatasetInfo, encoder_seed: int, seed: int, home: Path, most: int
+    ) -> dict[str, float] | None:
+        """On rank 0 the figures of the private latents, decoded, at most so many: `research/` only."""
+        if self.rank:
+            return None
+        encoder, data = load_encoder(self.encoder_dir), Dataset(info)
+        batches = list(self.store.batches(0, self.store.rows()))
+        latents, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        chosen = np.random.default_rng(seed).permutation(np.flatnonzero(labels != NULL))[:most]
+        public = data.public()
+        records = Columns.of(encoder.schema, public.values).restore(encoder.decode(latents[chosen]))
+        metrics = evaluate(
+            config, particles=latents[chosen], samples=(records, labels[chosen]), public=public, test=data.test(),
+            encoder=encoder, encoder_seed=encoder_seed, classes=info.classes, seed=seed, home=home, beside=False,
+        )  # fmt: skip
+        return {metric.name: metric.value for metric in metrics}
 
     def _latents(self) -> NDArray[np.float64]:
         return np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
