@@ -22,8 +22,8 @@ themselves, the squared sliced W2 distance between particles and records is mode
 
     E^2 = r (sum of e_l up to l = 8  +  e^h sigma^i)  +  s / n.
 
-The constants a, p, t, c, b, h, i, r, s are fitted to distances measured on 1,000 and 10,000 records of the *public* half
-of Fashion-MNIST, encoded in 8 dimensions (`benchmarks/planning.py --fit`, which also compares the choices with the best
+The constants a, p, t, c, b, h, i, r, s are fitted to distances of 1,000 and 10,000 records of the *public* half
+of Fashion-MNIST, encoded in 8 dimensions (`benchmarks/planning.py --fit`; it also compares choices with the best
 of a grid).
 """
 
