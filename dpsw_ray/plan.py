@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
     """
     r, p = config.release, config.privacy
     conditional = r.class_conditional and classes > 0
-    shape = _shape(config, classes if conditional else 1, records)
+    shape = _shape(config, dim, classes if conditional else 1, records)
     common: dict[str, Any] = {
         "release_id": release_id,
         "dim": dim,
@@ -115,7 +115,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
     return HistogramPlan.make(**common, noise=p.noise, beside=encoder_events(config))
 
 
-def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
+def _shape(config: RunConfig, dim: int, classes: int, records: int | None) -> Choice:
     """Frames and grid: the config's, or the planner's where the config says `auto`; with the predicted distance."""
     r, p = config.release, config.privacy
     frames = None if r.frames == "auto" else r.frames
@@ -126,6 +126,7 @@ def _shape(config: RunConfig, classes: int, records: int | None) -> Choice:
     return choose(
         records=records or r.expected_records or ASSUMED_RECORDS,
         classes=classes,
+        dim=dim,
         relation=p.relation,
         epsilon=p.epsilon,
         delta=p.delta,
@@ -181,7 +182,7 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
             "cells": rounds * blocks * directions * bins
             if known
             else f"{rounds * directions * bins} per class",
-            **_predicted(config, blocks, info),
+            **_predicted(config, plan.directions.shape[2], blocks, info),
         },
         "noise": _noise(plan),
         **_encoder(config, info),
@@ -208,13 +209,13 @@ def describe_plan(config: RunConfig) -> dict[str, Any]:
     return described
 
 
-def _predicted(config: RunConfig, classes: int, info: DatasetInfo | None) -> dict[str, Any]:
+def _predicted(config: RunConfig, dim: int, classes: int, info: DatasetInfo | None) -> dict[str, Any]:
     """How close the planner expects the particles to come, and what it chose by."""
     if config.release_kind != "histograms":
         return {}
     r = config.release
     records = None if info is None else info.private_count
-    choice = _shape(config, classes, records)
+    choice = _shape(config, dim, classes, records)
     told = "chosen" if "auto" in (r.frames, r.bins, r.smoothing) else "predicted"
     number = records or r.expected_records or ASSUMED_RECORDS
     return {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dpsw_ray.release.quantiles import smoothing_matrix
-from dpsw_ray.release.shape import _posterior, _sizes, references
+from dpsw_ray.release.quantiles import _least_risk, smoothing_matrix
+from dpsw_ray.release.shape import _posterior, _quadratic, _sizes, references, references_of
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
@@ -46,6 +46,34 @@ def test_mean_and_spread_of_every_slice_are_found_under_the_noise(level: float, 
         assert np.sqrt(np.mean((spread[c] - truth) ** 2)) < allowed
         # Another spread along every direction, and not their mean.
         assert np.corrcoef(spread[c], truth)[0, 1] > 0.8
+
+
+def test_fitted_slices_correct_what_one_likely_shape_makes_of_two_lumps() -> None:
+    rng = np.random.default_rng(1)
+    lumps = np.array([[0.5, 0.3, 0.0, 0.0, 0.0], [-0.4, 0.0, 0.3, 0.0, 0.2]])
+    points = lumps[(rng.random(8_000) < 0.5).astype(int)] + 0.1 * rng.standard_normal((8_000, DIM))
+    points /= np.maximum(1.0, np.linalg.norm(points, axis=1, keepdims=True) * (1 + 1e-6))
+    points = round_to_lattice(points)
+    table = np.zeros((1, len(DIRECTIONS), GRID.bins), np.int64)
+    add_histograms(points, np.zeros(8_000, np.int32), DIRECTIONS, GRID, GRID.table, table)
+    y, level = table / (SCALE * 8_000), np.full(1, 0.004)
+    y += rng.normal(0, level[0], y.shape)
+    likely = references(y, level, GRID, KERNEL, DIRECTIONS)
+    fit = _least_risk(y[0], KERNEL, likely[0], float(level[0]))
+    found = references_of(fit.density[None], y, level, GRID, KERNEL, DIRECTIONS)
+    assert (found >= 0).all() and np.allclose(found.sum(axis=2), 1.0)
+    exact = np.cumsum(table[0] / (SCALE * 8_000), axis=1)
+    errors = [np.square(np.cumsum(shape[0] @ KERNEL.T, axis=1) - exact).mean() for shape in (likely, found)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_the_quadratic_form_of_the_variances_is_told_from_their_noise() -> None:
+    cosines = DIRECTIONS @ DIRECTIONS.T
+    truth = np.stack([np.einsum("ki,ij,kj->k", DIRECTIONS, root @ root, DIRECTIONS) for root in ROOTS])
+    assert np.allclose(_quadratic(truth, cosines, DIM), truth, atol=1e-6)
+    noisy = truth + np.random.default_rng(3).normal(0, 0.01, truth.shape)
+    found = _quadratic(noisy, cosines, DIM)
+    assert np.mean((found - truth) ** 2) < 0.5 * np.mean((noisy - truth) ** 2)
 
 
 def test_the_posterior_is_that_of_the_dense_linear_system() -> None:

@@ -16,6 +16,9 @@ one linear solve. Three steps, each for all classes at once:
 2. the shape's own masses, by least squares over all directions;
 3. Hermite corrections of degrees 1 to 3 to that (Gram and Charlier), their sizes a_l estimated from the tables
    (empirical Bayes, by the method of moments), common to the classes.
+
+Where classes do not have that one shape, the likeliest mean and covariance are not the true ones, however many the
+records; `references_of` has those of fitted slices in their place.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from scipy.special import ndtr
 from dpsw_ray.release.simplex import simplex_least_squares
 from dpsw_ray.slicing.grid import BinGrid
 
-__all__ = ["references"]
+__all__ = ["references", "references_of"]
 
 Array = NDArray[np.float64]
 
@@ -43,6 +46,7 @@ _LEAST = 0.02  # of the uncorrected density, that a correction leaves
 _CG_STEPS = 80
 _CG_TOLERANCE = 1e-4
 _SMALLEST_SD = 0.3  # in bins
+_FEW = 4  # components say too little of a variance
 
 
 def references(y: Array, noise: Array, grid: BinGrid, kernel: Array, directions: Array) -> Array:
@@ -66,6 +70,35 @@ def references(y: Array, noise: Array, grid: BinGrid, kernel: Array, directions:
     for _ in range(_ROUNDS):
         mean, variance, base = _moments(y, noise, kernel, ends, cosines, shapes, mean, variance, base)
         shapes, variance, base = _reshaped(y, noise, kernel, ends, mean, variance, base)
+    density = _warped(ends, mean, variance, shapes)
+    return _corrected(y, noise, kernel, ends, cosines, density, mean, variance)
+
+
+def references_of(
+    fits: Array, y: Array, noise: Array, grid: BinGrid, kernel: Array, directions: Array
+) -> Array:
+    """The same, with the mean and the covariance of densities that were fitted to the slices one by one.
+
+    Args:
+        fits: array of size [C, K, inner], rows summing to one.
+        y: as for `references`, like the others.
+        noise: see `references`.
+        grid: see `references`.
+        kernel: see `references`.
+        directions: see `references`.
+
+    Returns:
+        Array of size [C, K, inner], non-negative, each row summing to one.
+    """
+    ends = np.linspace(-1.0, 1.0, kernel.shape[1] + 1)
+    centres = (ends[1:] + ends[:-1]) / 2
+    cosines = directions @ directions.T
+    mean = np.linalg.lstsq(directions, (fits @ centres).T, rcond=None)[0].T @ directions.T
+    along = np.einsum("ckb,ckb->ck", fits, (centres - mean[..., None]) ** 2)
+    variance = _quadratic(along, cosines, directions.shape[1])
+    variance = np.maximum(variance, (_SMALLEST_SD * grid.width) ** 2)
+    shapes = np.repeat(_normal()[None], len(y), axis=0)
+    shapes, variance, _ = _reshaped(y, noise, kernel, ends, mean, variance, variance.mean(axis=1))
     density = _warped(ends, mean, variance, shapes)
     return _corrected(y, noise, kernel, ends, cosines, density, mean, variance)
 
@@ -137,6 +170,24 @@ def _size(weight: Array, alone: Array, kernel: Array) -> Array:
     seen = np.einsum("cj,jk,ck->c", heavy, kernel, heavy, optimize=True) - weight @ np.diagonal(kernel)
     scale = np.einsum("cj,jk,ck->c", weight, kernel**2, weight, optimize=True)
     return np.asarray(seen / np.maximum(scale, 1e-300))
+
+
+def _quadratic(along: Array, cosines: Array, dim: int) -> Array:
+    """What of variances [C, K] along the directions is a quadratic form of them: the posterior mean, row by row.
+
+    What no quadratic form explains is white; its size is that of the components that none of them has.
+    """
+    eigenvalues, vectors = np.linalg.eigh(cosines**2 - 1.0 / dim)
+    seen = eigenvalues > 1e-6 * eigenvalues[-1]
+    base = along.mean(axis=1, keepdims=True)
+    components = (along - base) @ vectors
+    rest = components[:, ~seen]
+    white = np.square(rest).mean(axis=1, keepdims=True) if rest.shape[1] >= _FEW else np.zeros_like(base)
+    components, prior = components[:, seen], eigenvalues[seen]
+    size = (np.square(components) - white).sum(axis=1, keepdims=True) / max(float(prior.sum()), 1e-300)
+    prior = np.maximum(size, 1e-12) * prior
+    form = (prior / (prior + white) * components) @ vectors[:, seen].T
+    return np.asarray(np.maximum(base + form, 0.1 * base))
 
 
 def _reshaped(
