@@ -253,8 +253,9 @@ def _encoder(results: Results) -> EncoderSection:
     reconstructions_png, part = None, "test" if results.info.test_count else "public"
     if encoder.schema.kind == "image":
         assert encoder.schema.value_range is not None
-        records = (data.test() if part == "test" else data.public()).values[:_RECONSTRUCTIONS]
-        decoded = encoder.decode(encoder.encode(records))
+        shown = data.test() if part == "test" else data.public()
+        records, labels = shown.values[:_RECONSTRUCTIONS], shown.labels[:_RECONSTRUCTIONS]
+        decoded = encoder.decode(encoder.encode(records, labels), labels)
         reconstructions_png = image_pairs(
             records, decoded, ("original", "decoded"), encoder.schema.value_range
         )

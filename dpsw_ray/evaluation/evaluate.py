@@ -68,7 +68,9 @@ def evaluate(
         return []
     rng = np.random.default_rng([seed, 0xE7A1])
     noise = random_latents(min(len(samples[0]), config.images), encoder.latent_dim, encoder.sphere, rng)
-    test_latents, public_latents = encoder.encode(test.values), encoder.encode(public.values)
+    intended = rng.integers(0, max(1, len(classes)), len(noise)).astype(np.int32)
+    test_latents = encoder.encode(test.values, test.labels)
+    public_latents = encoder.encode(public.values, public.labels)
 
     def sliced(x: NDArray[np.float64]) -> float:
         return sliced_wasserstein(x, test_latents, config.directions, seed)
@@ -88,14 +90,13 @@ def evaluate(
         public_values=public.values, public_labels=public.labels, classes=len(classes),
         schema=encoder.schema, seed=seed, home=home, progress=progress,
     )  # fmt: skip
-    random_records = encoder.decode(noise)
+    random_records = encoder.decode(noise, intended)
     if encoder.schema.kind == "image" and min(len(samples[0]), len(test)) > 1:
         shown = slice(0, config.images)
-        decoded = encoder.decode(test_latents[shown])
+        decoded = encoder.decode(test_latents[shown], test.labels[shown])
         metrics += _picture_metrics(
             classifier, samples[0][shown], test.values[shown], decoded, random_records, seed
         )
-    intended = rng.integers(0, len(classes), len(noise)).astype(np.int32)
     judge = _Judge(config, encoder, public, public_latents, test, len(classes), seed, home)
     records, labels = samples[0][: config.train], samples[1][: config.train]
     metrics.append(
@@ -166,7 +167,8 @@ class _Judge:
             {
                 "random latents": baseline(*random),
                 "public records, decoded": baseline(
-                    self.encoder.decode(self.public_latents[:count]), public[1][:count]
+                    self.encoder.decode(self.public_latents[:count], self.public.labels[:count]),
+                    public[1][:count],
                 ),
                 "public records": baseline(public[0][:count], public[1][:count]),
             },
