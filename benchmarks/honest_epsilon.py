@@ -96,7 +96,7 @@ def play(home: Path | None) -> tuple[RunConfig, Records]:
         data = divided_data(config, cluster, progress)
     public = data.public()
     encoder = train_encoder(config, data, config.home / "honest-epsilon-encoder", progress)
-    return config, bounded(encoder.encode(public.values), public.labels)
+    return config, bounded(encoder.encode(public.values, public.labels), public.labels)
 
 
 def main() -> None:

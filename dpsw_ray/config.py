@@ -212,6 +212,11 @@ class EncoderConfig(Section):
         ge=0.0,
         description="weight of a linear classifier's cross-entropy, on the latents and public labels, beside the loss",
     )
+    conditional: bool = Field(
+        False,
+        description="tell encoder and decoder each record's class, learnt from public labels: latents then carry what "
+        "varies within a class, and a sample is a picture of the class it was released for",
+    )
     jitter: Real = Field(
         0.0,
         ge=0.0,
@@ -219,12 +224,41 @@ class EncoderConfig(Section):
         description="length of the random shift of a latent before it is decoded in training: what is decoded later "
         "lies a little beside the records' latents",
     )
+    residuals: Whole = Field(
+        0,
+        ge=0,
+        description="number of public records whose detail is kept and lent to what is decoded near them (in the same "
+        "class where conditional); 0: decoded records are smooth means",
+    )
     epochs: Whole = Field(30, ge=1)
     batch_size: Whole = Field(250, ge=2)
     learning_rate: Real = Field(1e-3, gt=0.0)
     holdout_fraction: Real = Field(0.1, gt=0.0, lt=0.9, description="public hold-out for early stopping")
     patience: Whole = Field(5, ge=1, description="epochs without progress on the hold-out before stopping")
     seed: Whole | None = Field(None, ge=0, description="public: weights, batches; default: the run's seed")
+
+    @model_validator(mode="after")
+    def _check(self) -> EncoderConfig:
+        if self.conditional and self.kind == "identity":
+            raise ValueError(
+                "encoder.conditional must be false for encoder.kind identity, which learns nothing, found true"
+            )
+        if self.conditional and self.classification:
+            raise ValueError(
+                f"encoder.classification must be 0 with encoder.conditional true, found {self.classification:g}: "
+                "latents need no class in them where the decoder is told it"
+            )
+        if self.residuals and self.kind == "identity":
+            raise ValueError(
+                f"encoder.residuals must be 0 for encoder.kind identity, which leaves nothing out, found "
+                f"{self.residuals}"
+            )
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether public labels take part in the training."""
+        return self.conditional or self.classification > 0
 
 
 class PrivacyConfig(Section):
@@ -435,6 +469,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         self._check_method()
+        self._check_conditional()
         image_encoder = self.encoder.kind not in ("mlp", "identity", "dp_pca")
         if self.data.source == "table" and image_encoder:
             raise ValueError(
@@ -487,6 +522,18 @@ class RunConfig(Section):
         if self.release_kind != "histograms" and self.privacy.noise != "gaussian":
             raise ValueError(
                 f"privacy.noise must be gaussian for method {self.method}, found {self.privacy.noise}"
+            )
+
+    def _check_conditional(self) -> None:
+        if self.encoder.conditional and self.release_kind == "rows":
+            raise ValueError(
+                f"encoder.conditional must be false for method {self.method}, found true: noisy projections carry no "
+                "class to decode by"
+            )
+        if self.encoder.conditional and not self.release.class_conditional:
+            raise ValueError(
+                "release.class_conditional must be true for encoder.conditional true, found false: without the class "
+                "nothing can be decoded"
             )
 
     @property

@@ -124,7 +124,8 @@ def film_exhibit(results: Results) -> ReportSection | None:
     if film is None:
         return None
     steps = film.steps.tolist()
-    decoded = results.encoder.decode(film.frames.reshape(-1, film.frames.shape[2]))
+    labels = np.tile(results.flow.labels[film.rows], len(steps))
+    decoded = results.encoder.decode(film.frames.reshape(-1, film.frames.shape[2]), labels)
     frames = results.columns.restore(decoded).reshape(*film.frames.shape[:2], *results.encoder.schema.shape)
     if results.encoder.schema.value_range is None:
         return _paths(title, results, steps, frames)
@@ -234,8 +235,9 @@ def encoder_exhibit(results: Results) -> EncoderSection | None:
     reconstructions_png, part = None, "test" if results.info.test_count else "public"
     if encoder.schema.kind == "image":
         assert encoder.schema.value_range is not None
-        records = (data.test() if part == "test" else data.public()).values[:_RECONSTRUCTIONS]
-        decoded = encoder.decode(encoder.encode(records))
+        shown = data.test() if part == "test" else data.public()
+        records, labels = shown.values[:_RECONSTRUCTIONS], shown.labels[:_RECONSTRUCTIONS]
+        decoded = encoder.decode(encoder.encode(records, labels), labels)
         reconstructions_png = image_pairs(
             records, decoded, ("original", "decoded"), encoder.schema.value_range
         )

@@ -261,13 +261,15 @@ def train_encoder(config: RunConfig, data: Dataset, folder: Path, progress: Prog
     if (folder / "encoder.json").exists():
         return load_encoder(folder)  # the release of this folder, if there is one, was made with it
     public = data.public()
-    inputs = [public.values, public.labels] if config.encoder.classification else [public.values]
+    classes = len(data.info.classes)
+    inputs = [public.values, public.labels, np.array(classes)] if config.encoder.labelled else [public.values]
 
     def train() -> Encoder:
         with progress.task("Training the encoder on the public part", config.encoder.epochs) as task:
             return fit_encoder(
                 data.info.schema, public.values, config.encoder, config.encoder_seed,
-                public_labels=public.labels, bounds=config.data.bounds, progress=_advance(task), device=_device(),
+                public_labels=public.labels, classes=classes, bounds=config.data.bounds,
+                progress=_advance(task), device=_device(),
             )  # fmt: skip
 
     encoder = cached_encoder(config, data.info.schema, digest_arrays(*inputs), config.home, train)
@@ -408,7 +410,7 @@ def decode(
     labels = flow.labels if release.manifest["classes"] else np.full_like(flow.labels, -1)
     order = np.random.default_rng([seed, 0x5AFE]).permutation(len(labels))
     columns = Columns.from_list(release.manifest.get("columns"))
-    return columns.restore(encoder.decode(flow.particles))[order], labels[order]
+    return columns.restore(encoder.decode(flow.particles, labels))[order], labels[order]
 
 
 def measure(
@@ -463,7 +465,8 @@ def _research(
     distance = shards.call(
         "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.evaluation_seed)
     )[0]
-    outsiders = encoder.encode(data.test().values)
+    test = data.test()
+    outsiders = encoder.encode(test.values, test.labels)
     attack = shards.call(
         "research_membership", (flow.particles, outsiders, config.evaluation.images, config.evaluation_seed)
     )[0]

@@ -161,6 +161,30 @@ def test_epsilon_that_is_no_number_at_all_is_refused() -> None:
             ("encoder.kind must be identity, mlp or dp_pca", "found conv."),
         ),
         ("encoder: {kind: vgg64}", ("encoder.kind vgg64 is for 64x64 images", "digits")),
+        (
+            "encoder: {kind: identity, conditional: true}",
+            ("encoder.conditional must be false for encoder.kind identity", "found true."),
+        ),
+        (
+            "encoder: {kind: identity, residuals: 10}",
+            ("encoder.residuals must be 0 for encoder.kind identity", "found 10."),
+        ),
+        (
+            "encoder: {conditional: true, classification: 0.1}",
+            ("encoder.classification must be 0 with encoder.conditional true, found 0.1",),
+        ),
+        (
+            "{encoder: {conditional: true}, release: {class_conditional: false}}",
+            ("release.class_conditional must be true for encoder.conditional true, found false",),
+        ),
+        (
+            "{method: dpswflow, encoder: {conditional: true}}",
+            ("encoder.conditional must be false for method dpswflow, found true", "carry no class"),
+        ),
+        (
+            "{method: dpswgen, encoder: {conditional: true}}",
+            ("encoder.conditional must be false for method dpswgen, found true",),
+        ),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_named(

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from dpsw_ray.config import EncoderConfig, RunConfig
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders import (
+    Encoder,
     IdentityEncoder,
     cached_encoder,
     digest_arrays,
@@ -21,6 +22,7 @@ from dpsw_ray.encoders import (
     train_autoencoder,
 )
 from dpsw_ray.encoders.architectures import build_autoencoder
+from dpsw_ray.encoders.residuals import NEAREST, Residuals
 from dpsw_ray.errors import UserError
 
 DIGITS = RecordSchema("image", (8, 8, 1), (), (0, 16))
@@ -52,15 +54,16 @@ def table(n: int = 500) -> NDArray[np.float64]:
         ("mlp", (5,)),
     ],
 )
-@pytest.mark.parametrize("sphere", [True, False])
+@pytest.mark.parametrize(("sphere", "classes"), [(True, 0), (False, 0), (True, 3)])
 def test_every_net_maps_its_records_into_the_ball_and_back(
-    kind: str, shape: tuple[int, ...], sphere: bool
+    kind: str, shape: tuple[int, ...], sphere: bool, classes: int
 ) -> None:
-    net = build_autoencoder(kind, shape, 6, sphere).eval()
+    net = build_autoencoder(kind, shape, 6, sphere, classes).eval()
     with torch.no_grad():
-        latents = net.encode(torch.rand(3, *shape))
+        labels = torch.tensor([0, 2, -1])
+        latents = net.encode(torch.rand(3, *shape), labels)
         assert latents.shape == (3, 6)
-        assert net.decode(latents).shape == (3, *shape)
+        assert net.decode(latents, labels).shape == (3, *shape)
     norms = latents.norm(dim=1)
     assert torch.allclose(norms, torch.ones(3)) if sphere else bool((norms < 1).all())
 
@@ -176,6 +179,123 @@ def test_a_decoder_that_was_jittered_knows_what_lies_beside_the_latents(digits: 
         gap = encoder.decode(beside).astype(float) - digits[1000:]
         errors.append(np.mean(gap**2))
     assert errors[1] < errors[0]
+
+
+CONDITIONAL = QUICK.model_copy(update={"conditional": True, "residuals": 200})
+
+
+def _conditional(digits: NDArray[np.uint8], **changes: Any) -> tuple[Encoder, NDArray[np.int32]]:
+    labels = load_digits().target.astype(np.int32)
+    config = CONDITIONAL.model_copy(update=changes)
+    known = np.where(np.arange(900) % 9, labels[:900], -1).astype(np.int32)
+    encoder = fit_encoder(DIGITS, digits[:900], config, seed=0, public_labels=known, classes=10)
+    return encoder, labels
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_conditional_encoder_reads_the_class_on_both_sides(digits: NDArray[np.uint8], kind: str) -> None:
+    encoder, labels = _conditional(digits, kind=kind, epochs=2, residuals=0)
+    assert encoder.conditional
+    latents = encoder.encode(digits, labels)
+    np.testing.assert_allclose(np.linalg.norm(latents, axis=1), 1.0, rtol=1e-12)
+    other = (labels + 1) % 10
+    assert not np.array_equal(encoder.encode(digits, other), latents)
+    assert not np.array_equal(encoder.decode(latents, other), encoder.decode(latents, labels))
+    without = np.full_like(labels, -1)
+    assert not np.array_equal(encoder.decode(latents, without), encoder.decode(latents, labels))
+
+
+def test_a_random_latent_is_decoded_to_the_class_that_it_is_given(digits: NDArray[np.uint8]) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    encoder, labels = _conditional(digits, epochs=30, residuals=0)
+    reader = LogisticRegression(max_iter=500).fit(digits.reshape(len(digits), -1) / 16, labels)
+    latents = np.random.default_rng(0).standard_normal((1000, 8))
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    decoded = encoder.decode(latents, labels[:1000]).reshape(1000, -1) / 16
+    assert reader.score(decoded, labels[:1000]) > 0.5  # of a chance of a tenth
+
+
+def test_a_conditional_encoder_will_not_guess_classes(digits: NDArray[np.uint8]) -> None:
+    encoder, labels = _conditional(digits, epochs=1)
+    with pytest.raises(ValueError, match="needs labels"):
+        encoder.encode(digits)
+    with pytest.raises(ValueError, match="needs labels"):
+        encoder.decode(np.zeros((3, 8)))
+    with pytest.raises(ValueError, match="5 rows, but 4 labels"):
+        encoder.encode(digits[:5], labels[:4])
+    unlabelled = np.full(300, -1, np.int32)
+    with pytest.raises(
+        UserError, match=r"encoder\.conditional needs public labels, found none: set it to false"
+    ):
+        fit_encoder(DIGITS, digits[:300], CONDITIONAL, 0, public_labels=unlabelled, classes=10)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_conditional_latent_depends_on_its_record_and_class_alone(
+    digits: NDArray[np.uint8], kind: str
+) -> None:
+    encoder, labels = _conditional(digits, kind=kind, epochs=1)
+    whole = encoder.encode(digits[:700], labels[:700])
+    decoded = encoder.decode(whole, labels[:700])
+    for part in np.array_split(np.random.default_rng(0).permutation(700), [1, 90, 333]):
+        np.testing.assert_array_equal(encoder.encode(digits[part], labels[part]), whole[part])
+        np.testing.assert_array_equal(encoder.decode(whole[part], labels[part]), decoded[part])
+    assert encoder.decode(whole[:0], labels[:0]).shape == (0, 8, 8, 1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"conditional": False}, {"residuals": 0, "kind": "conv"}])
+def test_encoders_with_classes_or_residuals_come_back_bit_for_bit(
+    digits: NDArray[np.uint8], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    encoder, labels = _conditional(digits, epochs=1, **changes)
+    encoder.save(tmp_path)
+    again = load_encoder(tmp_path)
+    assert again.conditional == encoder.conditional
+    latents = encoder.encode(digits, labels)
+    np.testing.assert_array_equal(again.encode(digits, labels), latents)
+    np.testing.assert_array_equal(again.decode(latents, labels), encoder.decode(latents, labels))
+    twin, _ = _conditional(digits, epochs=1, **changes)
+    np.testing.assert_array_equal(twin.decode(latents, labels), encoder.decode(latents, labels))
+
+
+def test_an_encoder_of_before_classes_is_still_read(digits: NDArray[np.uint8], tmp_path: Path) -> None:
+    encoder = fit_encoder(DIGITS, digits[:300], QUICK, seed=0)
+    encoder.save(tmp_path)
+    manifest = json.loads((tmp_path / "encoder.json").read_text())
+    del manifest["classes"]
+    for key in ("conditional", "residuals"):
+        del manifest["config"][key]
+    (tmp_path / "encoder.json").write_text(json.dumps(manifest))
+    again = load_encoder(tmp_path)
+    np.testing.assert_array_equal(again.encode(digits), encoder.encode(digits))
+
+
+def test_decoded_records_borrow_what_the_decoder_leaves_out(digits: NDArray[np.uint8]) -> None:
+    plain = QUICK.model_copy(update={"epochs": 30})
+    smooth = train_autoencoder(DIGITS, digits[:900], plain, seed=0)
+    lent = train_autoencoder(DIGITS, digits[:900], plain.model_copy(update={"residuals": 900}), seed=0)
+    latents = smooth.encode(digits[900:])
+    np.testing.assert_array_equal(lent.encode(digits[900:]), latents)
+    real, mean, drawn = (x / 16 for x in (digits[900:], smooth.decode(latents), lent.decode(latents)))
+    missing, left = (1 - x.var(axis=0).sum() / real.var(axis=0).sum() for x in (mean, drawn))
+    assert missing > 0.25 and abs(left) < 0.5 * missing, (missing, left)
+
+
+def test_residuals_are_lent_by_the_nearest_of_the_class_where_it_has_any() -> None:
+    rng = np.random.default_rng(0)
+    kept, points = (torch.from_numpy(rng.uniform(-0.5, 0.5, (n, 3))).float() for n in (300, 500))
+    residuals = Residuals(kept, torch.arange(300) % 3, torch.arange(300.0)[:, None])
+    wanted = torch.arange(500) % 4
+    rows = residuals.lent(points, wanted)[:, 0].long()
+    own = wanted < 3
+    assert torch.equal(rows[own] % 3, wanted[own])
+    assert len(torch.unique(rows[~own] % 3)) == 3  # class 3 has none of its own
+    gaps = torch.cdist(points, kept)
+    lent = gaps.gather(1, residuals.lent(points).long())
+    assert bool((lent[:, 0] <= gaps.sort(dim=1).values[:, NEAREST - 1] + 1e-6).all())
+    few = Residuals(kept[:2], torch.zeros(2, dtype=torch.int64), torch.arange(2.0)[:, None])
+    assert set(few.lent(points)[:, 0].tolist()) == {0.0, 1.0}
 
 
 def test_bce_trains_images(digits: NDArray[np.uint8]) -> None:

@@ -158,7 +158,7 @@ def top_strip(results: Sequence[TrialResult], groups: Sequence[Group], folder: P
         with np.load(path, allow_pickle=False) as stored:
             particles, labels = stored["particles"], stored["labels"]
         low, high = encoder.schema.value_range
-        images = (encoder.decode(particles).astype(np.float64) - low) / (high - low)
+        images = (encoder.decode(particles, labels).astype(np.float64) - low) / (high - low)
         shape = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
         images = images.reshape(len(images), *shape)
         classes = int(labels.max()) + 1

@@ -217,7 +217,7 @@ class PublicScore:
         self._public = data.public()
         classes = data.info.classes
         if measure == "sliced_w2":
-            self._latents = encoder.encode(self._public.values)
+            self._latents = encoder.encode(self._public.values, self._public.labels)
             return
         if not classes or (measure == "fid" and encoder.schema.kind != "image"):
             needed = "images with classes" if measure == "fid" else "classes"
@@ -239,7 +239,7 @@ class PublicScore:
             )
         order = np.random.default_rng([config.seed, 0x5AFE]).permutation(len(labels))
         order = order[: config.evaluation.images]
-        records: NDArray[Any] = self._encoder.decode(particles[order])
+        records: NDArray[Any] = self._encoder.decode(particles[order], labels[order])
         if self._measure == "fid":
             return frechet_distance(self._classifier.features(records), self._features)
         if self._measure == "intended":

@@ -39,12 +39,12 @@ def canary_pair(
         Canaries of the first world, of the second, and the second's table minus the first's: array [C * K * bins].
     """
     values = np.stack(list(_extremes(encoder.schema)))
-    latents, _ = bounded(encoder.encode(values), np.zeros(len(values), np.int32))
     labels = np.array([0, plan.classes - 1] if plan.class_conditional else [0], np.int32)
     kinds = [(i, label) for label in labels for i in range(len(values))]
+    own = np.array([label for _, label in kinds], np.int32)
+    latents, own = bounded(encoder.encode(values[[i for i, _ in kinds]], own), own)
     tables = np.array(
-        [bound([(latents[i : i + 1], np.array([label], np.int32))], plan).ravel() for i, label in kinds],
-        np.float64,
+        [bound([(latents[k : k + 1], own[k : k + 1])], plan).ravel() for k in range(len(kinds))], np.float64
     )
     products = tables @ tables.T
     norms = np.diag(products)

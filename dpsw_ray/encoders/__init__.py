@@ -37,6 +37,7 @@ def fit_encoder(
     seed: int,
     *,
     public_labels: NDArray[np.int32] | None = None,
+    classes: int = 0,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
@@ -48,11 +49,12 @@ def fit_encoder(
         public_values: public records [n, *shape].
         config: which encoder, and how to train it.
         seed: of everything random in training.
-        public_labels: their classes [n], -1 without; for `config.classification`.
+        public_labels: their classes [n], -1 without; needed where `config.labelled`.
+        classes: length of the public class list; needed where `config.conditional`.
         bounds: public bounds by column, for `identity` on tables.
         progress: called after every epoch with ("encoder", epoch, epochs, losses).
         device: where to train.
     """
     if config.kind == "identity":
         return IdentityEncoder.fit(schema, public_values, bounds)
-    return train_autoencoder(schema, public_values, config, seed, progress, device, public_labels)
+    return train_autoencoder(schema, public_values, config, seed, progress, device, public_labels, classes)

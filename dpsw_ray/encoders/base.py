@@ -34,6 +34,8 @@ class Encoder(ABC):
         schema: what a record is.
         latent_dim: d.
         sphere: whether every latent lies on the unit sphere.
+        conditional: whether records and latents are read with their classes: a latent then says only how a record
+            differs from others of its class.
         history: `train_loss` and `holdout_loss` of every epoch, both of public records and in the units of the
             loss; empty where nothing was trained.
     """
@@ -42,22 +44,36 @@ class Encoder(ABC):
     schema: RecordSchema
     latent_dim: int
     sphere: bool
+    conditional: bool = False
     history: Sequence[Mapping[str, float]] = ()
 
     def __init_subclass__(cls) -> None:
         _FAMILIES[cls.family] = cls
 
     @abstractmethod
-    def encode(self, records: NDArray[Any]) -> NDArray[np.float64]:
+    def encode(
+        self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.float64]:
         """Records [n, *shape] to latents [n, d] of norm at most 1, equal to 1 where `sphere`, to rounding.
 
-        A record's latent is finite and depends on that record alone, whatever records stand beside it, so a
-        shard's latents do not depend on how the records were divided.
+        A record's latent is finite and depends on that record (with its label) alone, whatever records stand beside
+        it, so a shard's latents do not depend on how the records were divided.
+
+        Args:
+            records: array of size [n, *shape].
+            labels: their classes [n], -1 without; only a conditional encoder reads and needs them.
         """
 
     @abstractmethod
-    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Latents [n, d] to records [n, *shape] of the schema's type; images are rounded and clipped."""
+    def decode(
+        self, latents: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[Any]:
+        """Latents [n, d] to records [n, *shape] of the schema's type; images are rounded and clipped.
+
+        Args:
+            latents: array of size [n, d].
+            labels: their classes [n], -1 without; only a conditional encoder reads and needs them.
+        """
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:

@@ -107,11 +107,13 @@ class BasisEncoder(Encoder):
         out[~known] = np.nan
         return np.asarray(out)
 
-    def encode(self, records: NDArray[Any]) -> Array:
+    def encode(self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None) -> Array:
         """Records [n, *shape] to the basis's coefficients in the unit ball, [n, p]."""
         return _into_ball(self.coefficients(records, _on_lattice(self.basis)) / self.longest)
 
-    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    def decode(
+        self, latents: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[Any]:
         """Coefficients [n, p] in units of the ball to records [n, *shape], clipped to the box."""
         scaled = np.asarray(latents, dtype=np.float64) @ self.basis * self.longest
         middle, half = self.box.mean(axis=1), (self.box[:, 1] - self.box[:, 0]) / 2
@@ -202,11 +204,13 @@ class PcaEncoder(Encoder):
         left_out = (vectors[:, dim:] * (residual * np.sqrt(true[dim:]))).T * basis.longest
         return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()))
 
-    def encode(self, records: NDArray[Any]) -> Array:
+    def encode(self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None) -> Array:
         """Records [n, *shape] to latents [n, d] in the unit ball; NaN for a record that has none."""
         return _into_ball((self.basis.coefficients(records, self._rows) - self._offset) * self._gain)
 
-    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    def decode(
+        self, latents: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[Any]:
         """Latents [n, d] to records [n, *shape].
 
         What the components leave out is drawn with the variances that the moments tell of, from each latent's own

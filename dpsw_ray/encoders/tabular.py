@@ -85,7 +85,9 @@ class IdentityEncoder(Encoder):
             radius = max(MARGIN * float(np.quantile(norms, QUANTILE)), 1.0)
         return cls(schema, shift, scale, box, radius)
 
-    def encode(self, records: NDArray[Any]) -> NDArray[np.float64]:
+    def encode(
+        self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.float64]:
         """Records [n, *shape] to latents [n, d]; what lies outside the ball is moved to its surface.
 
         NaN for a record with a value that is not finite.
@@ -105,7 +107,9 @@ class IdentityEncoder(Encoder):
         latents = np.where(outside, latents / np.where(norms > 0, norms, 1.0), latents * peak)
         return np.where(known, latents, np.nan)
 
-    def decode(self, latents: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    def decode(
+        self, latents: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[Any]:
         """Latents [n, d] to records [n, *shape], clipped to the public bounds."""
         points = np.asarray(latents, dtype=np.float64).reshape(-1, self.latent_dim)
         values = np.clip(

@@ -236,7 +236,7 @@ class _Bench:
 
     @cached_property
     def _test_latents(self) -> NDArray[np.float64]:
-        return self.encoder.encode(self.test.values)
+        return self.encoder.encode(self.test.values, self.test.labels)
 
     @cached_property
     def _test_features(self) -> NDArray[np.float64]:

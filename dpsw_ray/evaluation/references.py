@@ -96,8 +96,8 @@ class References:
         values, labels = records.values[rows], records.labels[rows]
         if name == REAL:
             return Candidate(None, values, labels)
-        latents = self._encoder.encode(values)
-        return Candidate(latents, self._columns.restore(self._encoder.decode(latents)), labels)
+        latents = self._encoder.encode(values, labels)
+        return Candidate(latents, self._columns.restore(self._encoder.decode(latents, labels)), labels)
 
     def figures(
         self, measure: Measure, part: PartName = "public", **what: Any
@@ -145,9 +145,9 @@ class References:
         latents = random_latents(self._count, self._encoder.latent_dim, self._encoder.sphere, rng)
         known = self._parts["public"][0].labels
         known = known[known >= 0]
-        labels = rng.choice(known, self._count) if len(known) else np.full(self._count, -1)
-        records = self._columns.restore(self._encoder.decode(latents))
-        return Candidate(latents, records, labels.astype(np.int32))
+        labels = (rng.choice(known, self._count) if len(known) else np.full(self._count, -1)).astype(np.int32)
+        records = self._columns.restore(self._encoder.decode(latents, labels))
+        return Candidate(latents, records, labels)
 
 
 def _read(folder: Path) -> dict[str, float]:

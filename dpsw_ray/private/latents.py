@@ -78,9 +78,10 @@ class LatentStore:
                 if path.exists():
                     continue
                 rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                latents = encoder.encode(np.asarray(values[rows]))
+                classes = np.asarray(labels[rows], np.int32)
+                latents = encoder.encode(np.asarray(values[rows]), classes)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel()), latents.shape[1])
-                table = pa.table({"latent": column, "label": pa.array(np.asarray(labels[rows], np.int32))})
+                table = pa.table({"latent": column, "label": pa.array(classes)})
                 write_arrow(path, table, mode=0o600)
         finally:
             torch.set_num_threads(threads)

@@ -161,7 +161,9 @@ class Shard:
         latents, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         chosen = np.random.default_rng(seed).permutation(np.flatnonzero(labels != NULL))[:most]
         public = data.public()
-        records = Columns.of(encoder.schema, public.values).restore(encoder.decode(latents[chosen]))
+        records = Columns.of(encoder.schema, public.values).restore(
+            encoder.decode(latents[chosen], labels[chosen])
+        )
         metrics = evaluate(
             config, particles=latents[chosen], samples=(records, labels[chosen]), public=public, test=data.test(),
             encoder=encoder, encoder_seed=encoder_seed, classes=info.classes, seed=seed, home=home, beside=False,

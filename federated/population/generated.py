@@ -42,7 +42,7 @@ def generated_chunk(
     else:
         labels = rng.integers(0, population.classes, (users, each))
     flat = np.sort(labels, axis=1).ravel().astype(np.int32)
-    return bounded(encoder.encode(_records(population, encoder.latent_dim, flat, rng)), flat)
+    return bounded(encoder.encode(_records(population, encoder.latent_dim, flat, rng), flat), flat)
 
 
 def write_generated(folder: Path, population: PopulationConfig, dim: int) -> None:
