@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support import small
 
+from dpsw_ray.audit import releases
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
 from dpsw_ray.audit.bounds import shared_confidence
 from dpsw_ray.audit.mechanisms import (
@@ -24,6 +25,8 @@ from dpsw_ray.audit.mechanisms import (
 from dpsw_ray.audit.pipeline import audit_pipeline
 from dpsw_ray.audit.releases import (
     histogram_plan,
+    moments_plan,
+    noisy_moments,
     noisy_projections,
     row_plan,
     sampled_histograms,
@@ -42,11 +45,12 @@ from dpsw_ray.privacy.events import (
     GaussianEvent,
     SlicedHistogramEvent,
 )
-from dpsw_ray.privacy.noise import lattice_gaussian
+from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.private.latents import BALL
 from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
 from dpsw_ray.progress import Progress
+from dpsw_ray.release.moments import MomentsPlan
 from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.run import run
 from dpsw_ray.slicing.directions import haar_frames, iid_directions, round_to_lattice
@@ -110,6 +114,32 @@ def test_a_sensitivity_off_by_sqrt_2_is_caught_at_epsilon_1() -> None:
         "vector", {"zero_out": 2.0**17, "replace_one": 2.0**17 * np.sqrt(2)}, 2.0**17 / 0.268
     )
     assert_caught(gaussian(event, "replace_one"), gaussian(event, "zero_out"), runs=100_000)
+
+
+def test_moments_of_records_that_nobody_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records 1.3 times as long as the ball: their moments are 1.7 times as far apart."""
+    plan = moments_plan("replace_one", 1.0)
+    honest = noisy_moments(plan, "replace_one")
+    monkeypatch.setattr(releases, "BALL", 1.3)
+    assert_caught(noisy_moments(plan, "replace_one"), honest)
+
+
+def test_moments_without_noise_beside_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = moments_plan("replace_one", 1.0)
+    honest = noisy_moments(plan, "replace_one")
+    drawn = releases.moment_noise
+    beside = np.flatnonzero(np.not_equal(*np.triu_indices(plan.dim + 1)))
+
+    def partial(key: NoiseKey, plan: MomentsPlan) -> np.ndarray:
+        noise = drawn(key, plan)
+        noise[beside] = 0
+        return noise
+
+    broken = dataclasses.replace(honest, scores=noisy_moments(plan, "replace_one").scores)
+    intact = judged(honest, honest)
+    monkeypatch.setattr(releases, "moment_noise", partial)
+    assert judged(broken, honest).refuted
+    assert not intact.refuted
 
 
 def edge_plan(level: float) -> HistogramPlan:

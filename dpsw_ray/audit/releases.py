@@ -122,7 +122,10 @@ def noisy_moments(plan: MomentsPlan, relation: Relation) -> Attack:
         relation: of the pair.
     """
     cosine = -((CONSTANT / STEPS) ** 2)
-    pair = round_to_lattice(np.array([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]]) * BALL)
+    angles = math.pi / 8 + np.array(
+        [0.0, math.acos(cosine)]
+    )  # between the axes: every entry of the matrix changes
+    pair = round_to_lattice(np.column_stack([np.cos(angles), np.sin(angles)]) * BALL)
     label = np.zeros(1, np.int32)
     absent = [(pair[:1], np.full(1, NULL, np.int32))] if relation == "zero_out" else []
     start = [(pair[:1], label)] if relation == "replace_one" else absent
