@@ -156,7 +156,7 @@ def test_the_interval_of_a_mean_over_seeds_is_students(tmp_path: Path) -> None:
     low, high = t.interval(0.95, 2, 3.5, math.sqrt(1.75 / 3))  # 4.303 times the standard error
     assert table.to_dict()["cells"][0]["figures"]["fid"]["ci"] == pytest.approx([low, high])
     assert f"{3.5} ± {format_number(float(high - low) / 2, 2)}" in table.to_markdown()
-    assert table.to_markdown().count("95% confidence interval of the mean over seeds") == 1
+    assert table.to_markdown().count("95 % confidence interval of the mean over seeds") == 1
     assert "no confidence interval" not in table.to_markdown()
     table.to_parquet(tmp_path / "table.parquet")
     first, second, baseline = pq.read_table(tmp_path / "table.parquet").to_pylist()

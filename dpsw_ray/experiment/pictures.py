@@ -27,6 +27,7 @@ COLUMNS = 20
 _COLOURS = ("#1f4e79", "#d9822b", "#3c8d5a", "#a03b6f", "#6a5acd", "#7a6a4f")
 _MARKERS = "osD^vP"
 _BASELINES = (("#2e7d32", "--"), ("#888888", ":"), ("#444444", "-."))
+_SIDES = ((0.01, "left"), (0.99, "right"), (0.5, "center"))
 _LOOK_AT = 2_048
 """Samples are shuffled: the first ones do."""
 
@@ -61,9 +62,12 @@ def curves_figure(table: Table, factor: str, by: str) -> bytes:
         for number, (baseline, value) in enumerate(table.baselines.get(name, {}).items()):
             colour, style = _BASELINES[number % len(_BASELINES)]
             axes.axhline(value, color=colour, linestyle=style, linewidth=1)
+            place, side = _SIDES[
+                number % len(_SIDES)
+            ]  # beside each other: ceiling and real records may be alike
             axes.annotate(
-                baseline, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7,
-                color=colour, xytext=(-2, 1), textcoords="offset points",
+                baseline, (place, value), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=7,
+                color=colour, xytext=(0, 1), textcoords="offset points",
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(list(places.values()), ["∞" if math.isinf(x) else f"{x:g}" for x in places])

@@ -210,9 +210,9 @@ class Table:
         if most < 2:
             return "One seed each: no confidence interval can be given."
         return (
-            f"± is half the {CONFIDENCE:.0%} confidence interval of the mean over seeds (Student's t): what fresh "
-            "particles, directions and noise change. All seeds share the division of the data, the encoder and the "
-            "judges, whose choice the interval does not cover; a mean of a single seed has none."
+            f"± is half the {100 * CONFIDENCE:g} % confidence interval of the mean over seeds (Student's t): what "
+            "fresh particles, directions and noise change. All seeds share the division of the data, the encoder and "
+            "the judges, whose choice the interval does not cover; a mean of a single seed has none."
         )
 
     @property
