@@ -15,8 +15,8 @@ random probe (Ramani, Blu and Unser 2008); the noise's variance is known.
 
 That is the risk of the slices one by one. No distribution has slices that are each wrong in a way of their own, so the
 flow averages some of their noise away, while what a pull towards the reference costs is common to them and stays: less
-pull is best for the particles than for the slices, 0.3 of it on mixtures as on images
-(`benchmarks/denoising.py --pulls`).
+pull is best for the particles than for the slices, 0.3 of it on mixtures as on public images
+(`benchmarks/denoising.py --pulls 0.3 3.33`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def denoise(release: Release, strength: float = 1.0) -> list[Targets]:
 
     Args:
         release: any.
-        strength: weight of what the slices share, in multiples of the estimated best.
+        strength: weight of what the slices share, in multiples of what is estimated to be best for the particles.
     """
     counts = release.counts.astype(np.float64) / SCALE
     noise = release.cell_noise / SCALE
