@@ -27,9 +27,8 @@ def columns_figure(real: NDArray[Any], synthetic: NDArray[Any], names: Sequence[
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, x, y, name in zip(panels, real.T, synthetic.T, names, strict=False):
         edges = _edges(x, y)
-        axes.hist(x, edges, density=True, color=RELEASED, alpha=0.35, label="test records")
-        density, _ = np.histogram(y, edges, density=True)
-        axes.stairs(density, edges, color=PARTICLES, linewidth=1.5, label="samples")
+        axes.stairs(_density(x, edges), edges, fill=True, color=RELEASED, alpha=0.35, label="test records")
+        axes.stairs(_density(y, edges), edges, color=PARTICLES, linewidth=1.5, label="samples")
         _plain(axes, name)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
@@ -78,8 +77,8 @@ def paths_figure(
     for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
         columns = [frame[:, number] for frame in frames]
         edges = _edges(*columns, *([real[:, number]] if real is not None else []))
-        densities = [np.histogram(values, edges, density=True)[0] for values in columns]
-        goal = None if real is None else np.histogram(real[:, number], edges, density=True)[0]
+        densities = [_density(values, edges) for values in columns]
+        goal = None if real is None else _density(real[:, number], edges)
         tallest = np.quantile([density.max() for density in densities], 0.75) or 1.0
         for level, density in enumerate(densities):
             base = float(len(steps) - 1 - level)
@@ -95,6 +94,12 @@ def paths_figure(
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_title(_short(name), fontsize=10)
     return figure_png(figure)
+
+
+def _density(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of all values, those beyond the edges included: nothing is left to divide by where all lie there."""
+    shares = np.histogram(values, edges)[0] / max(len(values), 1)
+    return np.asarray(shares / np.diff(edges))
 
 
 def _edges(*columns: NDArray[Any]) -> NDArray[np.float64]:
