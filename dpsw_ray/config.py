@@ -224,7 +224,7 @@ class EncoderConfig(Section):
         description="length of the random shift of a latent before it is decoded in training: what is decoded later "
         "lies a little beside the records' latents",
     )
-    residuals: Whole = Field(
+    detail: Whole = Field(
         0,
         ge=0,
         description="number of public records whose detail is kept and lent to what is decoded near them (in the same "
@@ -239,19 +239,18 @@ class EncoderConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EncoderConfig:
-        if self.conditional and self.kind == "identity":
-            raise ValueError(
-                "encoder.conditional must be false for encoder.kind identity, which learns nothing, found true"
-            )
+        if self.kind in ("identity", "dp_pca"):
+            for key in ("conditional", "classification", "jitter", "detail"):
+                value = getattr(self, key)
+                if value:
+                    off, found = ("false", "true") if value is True else ("0", f"{value:g}")
+                    raise ValueError(
+                        f"encoder.{key} must be {off} for encoder.kind {self.kind}, which is not trained, found {found}"
+                    )
         if self.conditional and self.classification:
             raise ValueError(
                 f"encoder.classification must be 0 with encoder.conditional true, found {self.classification:g}: "
                 "latents need no class in them where the decoder is told it"
-            )
-        if self.residuals and self.kind == "identity":
-            raise ValueError(
-                f"encoder.residuals must be 0 for encoder.kind identity, which leaves nothing out, found "
-                f"{self.residuals}"
             )
         return self
 

@@ -32,7 +32,7 @@ QUIET = Progress(quiet=True)
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return small(
-        "encoder.conditional=true", "encoder.residuals=200", "encoder.epochs=20", "cluster.executor=local",
+        "encoder.conditional=true", "encoder.detail=200", "encoder.epochs=20", "cluster.executor=local",
         "evaluation.enabled=true", "evaluation.research=true", "evaluation.directions=64",
         f"paths.home={tmp_path_factory.mktemp('home')}",
     )  # fmt: skip

@@ -166,8 +166,8 @@ def test_epsilon_that_is_no_number_at_all_is_refused() -> None:
             ("encoder.conditional must be false for encoder.kind identity", "found true."),
         ),
         (
-            "encoder: {kind: identity, residuals: 10}",
-            ("encoder.residuals must be 0 for encoder.kind identity", "found 10."),
+            "encoder: {kind: identity, detail: 10}",
+            ("encoder.detail must be 0 for encoder.kind identity", "found 10."),
         ),
         (
             "encoder: {conditional: true, classification: 0.1}",

@@ -181,7 +181,7 @@ def test_a_decoder_that_was_jittered_knows_what_lies_beside_the_latents(digits: 
     assert errors[1] < errors[0]
 
 
-CONDITIONAL = QUICK.model_copy(update={"conditional": True, "residuals": 200})
+CONDITIONAL = QUICK.model_copy(update={"conditional": True, "detail": 200})
 
 
 def _conditional(digits: NDArray[np.uint8], **changes: Any) -> tuple[Encoder, NDArray[np.int32]]:
@@ -194,7 +194,7 @@ def _conditional(digits: NDArray[np.uint8], **changes: Any) -> tuple[Encoder, ND
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 def test_a_conditional_encoder_reads_the_class_on_both_sides(digits: NDArray[np.uint8], kind: str) -> None:
-    encoder, labels = _conditional(digits, kind=kind, epochs=2, residuals=0)
+    encoder, labels = _conditional(digits, kind=kind, epochs=2, detail=0)
     assert encoder.conditional
     latents = encoder.encode(digits, labels)
     np.testing.assert_allclose(np.linalg.norm(latents, axis=1), 1.0, rtol=1e-12)
@@ -208,7 +208,7 @@ def test_a_conditional_encoder_reads_the_class_on_both_sides(digits: NDArray[np.
 def test_a_random_latent_is_decoded_to_the_class_that_it_is_given(digits: NDArray[np.uint8]) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    encoder, labels = _conditional(digits, epochs=30, residuals=0)
+    encoder, labels = _conditional(digits, epochs=30, detail=0)
     reader = LogisticRegression(max_iter=500).fit(digits.reshape(len(digits), -1) / 16, labels)
     latents = np.random.default_rng(0).standard_normal((1000, 8))
     latents /= np.linalg.norm(latents, axis=1, keepdims=True)
@@ -244,7 +244,7 @@ def test_a_conditional_latent_depends_on_its_record_and_class_alone(
     assert encoder.decode(whole[:0], labels[:0]).shape == (0, 8, 8, 1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"conditional": False}, {"residuals": 0, "kind": "conv"}])
+@pytest.mark.parametrize("changes", [{}, {"conditional": False}, {"detail": 0, "kind": "conv"}])
 def test_encoders_with_classes_or_residuals_come_back_bit_for_bit(
     digits: NDArray[np.uint8], changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -264,7 +264,7 @@ def test_an_encoder_of_before_classes_is_still_read(digits: NDArray[np.uint8], t
     encoder.save(tmp_path)
     manifest = json.loads((tmp_path / "encoder.json").read_text())
     del manifest["classes"]
-    for key in ("conditional", "residuals"):
+    for key in ("conditional", "detail"):
         del manifest["config"][key]
     (tmp_path / "encoder.json").write_text(json.dumps(manifest))
     again = load_encoder(tmp_path)
@@ -274,12 +274,18 @@ def test_an_encoder_of_before_classes_is_still_read(digits: NDArray[np.uint8], t
 def test_decoded_records_borrow_what_the_decoder_leaves_out(digits: NDArray[np.uint8]) -> None:
     plain = QUICK.model_copy(update={"epochs": 30})
     smooth = train_autoencoder(DIGITS, digits[:900], plain, seed=0)
-    lent = train_autoencoder(DIGITS, digits[:900], plain.model_copy(update={"residuals": 900}), seed=0)
+    lent = train_autoencoder(DIGITS, digits[:900], plain.model_copy(update={"detail": 900}), seed=0)
     latents = smooth.encode(digits[900:])
     np.testing.assert_array_equal(lent.encode(digits[900:]), latents)
     real, mean, drawn = (x / 16 for x in (digits[900:], smooth.decode(latents), lent.decode(latents)))
     missing, left = (1 - x.var(axis=0).sum() / real.var(axis=0).sum() for x in (mean, drawn))
     assert missing > 0.25 and abs(left) < 0.5 * missing, (missing, left)
+
+
+def test_no_record_borrows_its_own_detail() -> None:
+    latents = torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
+    residuals = Residuals(latents, torch.zeros(50, dtype=torch.int64), torch.arange(50.0)[:, None])
+    assert not (residuals.lent(latents)[:, 0] == torch.arange(50)).any()
 
 
 def test_residuals_are_lent_by_the_nearest_of_the_class_where_it_has_any() -> None:

@@ -168,7 +168,7 @@ def train_autoencoder(
     With `config.classification` a linear classifier on the latents learns the public labels beside it, so that
     latents of different classes lie apart; it is not kept. With `config.jitter` latents are shifted before they are
     decoded, so that the decoder knows what lies beside them. With `config.conditional` encoder and decoder are told
-    the class. With `config.residuals` decoded records borrow detail from public ones.
+    the class. With `config.detail` decoded records borrow detail from public ones.
 
     Adam with a cosine decay from `config.learning_rate`; images are scaled to [0, 1] (MSE or BCE), tables are
     standardised by the public mean and standard deviation (MSE). Deterministic given the seed, the machine
@@ -254,8 +254,8 @@ def train_autoencoder(
         )
     net.load_state_dict(best)
     encoder = TrainedEncoder(schema, config, net, shift, scale, history)
-    if config.residuals:  # the hold-out's come first: the net was not fitted to them
-        kept = order[: config.residuals]
+    if config.detail:  # the hold-out's come first: the net was not fitted to them
+        kept = order[: config.detail]
         encoder.keep_residuals(public_values[kept], public_labels[kept])
     return encoder
 

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = ["Residuals"]
 
 NEAREST = 10  # public records to borrow from: one alone would lend its detail to all that is decoded near it
+_SAME = 1e-6  # a distance of a latent from itself, to rounding
 _APART = 3.0  # added to a distance between latents of two classes: more than any within the unit ball
 
 
@@ -40,7 +41,9 @@ class Residuals:
             latents: float32; each decides by its bits.
             labels: borrow within these classes [n] while they have any; default: from all.
         """
-        distances = torch.cdist(latents, self.latents)
+        distances = torch.cdist(latents, self.latents, compute_mode="donot_use_mm_for_euclid_dist")
+        # Nobody borrows from itself: a kept record would come back as it was, and with it an encoder's ceiling too high.
+        distances[distances < _SAME] = 2 * _APART
         if labels is not None:
             distances = distances + _APART * (labels[:, None] != self.labels)
         nearest = distances.topk(min(NEAREST, len(self.labels)), largest=False).indices
