@@ -42,7 +42,7 @@ class Residuals:
             labels: borrow within these classes [n] while they have any; default: from all.
         """
         distances = torch.cdist(latents, self.latents, compute_mode="donot_use_mm_for_euclid_dist")
-        # Nobody borrows from itself: a kept record would come back as it was, and with it an encoder's ceiling too high.
+        # Nobody borrows from itself: a kept record would come back as it was, and the encoder's ceiling be too high.
         distances[distances < _SAME] = 2 * _APART
         if labels is not None:
             distances = distances + _APART * (labels[:, None] != self.labels)
