@@ -150,13 +150,14 @@ def fitted(rows: list[dict[str, Any]], dim: int) -> list[float]:
     """The model's coefficients, by robust least squares in logarithms."""
     target = np.log([row["distance"] for row in rows])
     weight = np.where(target > math.log(0.1), 0.3, 1.0)  # hardly anything but noise there
+    levels = [noise_of(row) for row in rows]
 
     def residual(p: Array) -> Array:
         model = [
             squared_distance(
-                p.tolist(), noise_of(r), r["records"] / CLASSES, dim, r["frames"], GRIDS[r["grid"]].sigma
+                p.tolist(), nu, row["records"] / CLASSES, dim, row["frames"], GRIDS[row["grid"]].sigma
             )
-            for r in rows
+            for nu, row in zip(levels, rows, strict=True)
         ]
         return np.asarray(weight * (0.5 * np.log(model) - target))
 
@@ -165,7 +166,12 @@ def fitted(rows: list[dict[str, Any]], dim: int) -> list[float]:
     starts = np.array([-3, 3, -0.5, 0, 0, -6, 2, -0.5, -7]) + np.random.default_rng(0).normal(0, 0.6, (8, 9))
     fits = [
         least_squares(
-            residual, np.clip(start, low + 0.01, high - 0.01), bounds=(low, high), loss="soft_l1", f_scale=0.1
+            residual,
+            np.clip(start, low + 0.01, high - 0.01),
+            bounds=(low, high),
+            loss="soft_l1",
+            f_scale=0.1,
+            max_nfev=60,
         )
         for start in starts
     ]
