@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
+from dpsw_ray.encoders.base import Encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event
@@ -19,6 +21,7 @@ from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
 __all__ = [
+    "charged_events",
     "describe_plan",
     "encoder_events",
     "ledger_account",
@@ -57,6 +60,20 @@ def run_events(config: RunConfig, plan: ReleasePlan) -> list[Event]:
     return [*encoder_events(config), plan.event]
 
 
+def charged_events(encoder: Encoder, ledger: Ledger | None) -> tuple[Event, ...]:
+    """What an encoder that was computed from a release did cost: as it was charged, whatever would be planned now.
+
+    Raises:
+        UserError: the ledger does not know it.
+    """
+    if not encoder.source:
+        return ()
+    entry = None if ledger is None else ledger.find_charge(encoder.source["release_id"])
+    if entry is None:
+        raise UserError("The release that the encoder was computed from is not charged in the run's ledger.")
+    return entry.events
+
+
 def make_moments_plan(config: RunConfig, dim: int, release_id: str) -> MomentsPlan:
     """The moments that a run's private encoder is computed from.
 
@@ -70,7 +87,14 @@ def make_moments_plan(config: RunConfig, dim: int, release_id: str) -> MomentsPl
     return MomentsPlan(release_id, dim, event.noise_std)
 
 
-def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, release_id: str) -> ReleasePlan:
+def make_plan(
+    config: RunConfig,
+    dim: int,
+    classes: int,
+    records: int | None,
+    release_id: str,
+    beside: Sequence[Event] | None = None,
+) -> ReleasePlan:
     """The release of a run.
 
     Args:
@@ -79,6 +103,7 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
         classes: length of the public class list, 0 without labels.
         records: number of private records where it is public.
         release_id: its random name.
+        beside: what the run's encoder was charged for, under the same epsilon; default: what it would be.
 
     Raises:
         UserError: noise beyond what fits, or batches of records whose number nothing public tells yet.
@@ -112,7 +137,9 @@ def make_plan(config: RunConfig, dim: int, classes: int, records: int | None, re
     }
     if config.release_kind == "sampled":
         return SampledHistogramPlan.make(**common, rounds=r.rounds, rate=r.rate)
-    return HistogramPlan.make(**common, noise=p.noise, beside=encoder_events(config))
+    return HistogramPlan.make(
+        **common, noise=p.noise, beside=encoder_events(config) if beside is None else beside
+    )
 
 
 def _shape(config: RunConfig, dim: int, classes: int, records: int | None) -> Choice:

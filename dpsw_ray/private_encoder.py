@@ -14,9 +14,10 @@ from dpsw_ray.config import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.encoders.pca import BasisEncoder, PcaEncoder
-from dpsw_ray.plan import ledger_account, make_moments_plan
+from dpsw_ray.errors import UserError
+from dpsw_ray.plan import encoder_events, ledger_account, make_moments_plan, make_plan
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.private.protocol import release_moments_once
+from dpsw_ray.private.protocol import is_charged, release_moments_once
 from dpsw_ray.progress import Progress
 from dpsw_ray.publish import moments_manifest
 
@@ -42,16 +43,24 @@ def private_encoder(
         progress: where to report.
 
     Raises:
-        UserError: the ledger refuses the charge, the stored moments are not in it, or bounds are missing.
+        UserError: the ledger refuses what the run is going to charge, the stored moments are not in it or are missing,
+            bounds are missing, or there are fewer dimensions than `encoder.latent_dim`; before anything is charged.
     """
     e, p, moments_dir = config.encoder, config.privacy, folder / "release" / "encoder"
     basis = BasisEncoder.make(data.info.schema, e.basis, e.radius, config.data.bounds)
+    if e.latent_dim > basis.latent_dim:
+        raise UserError(
+            f"encoder.latent_dim must be at most {basis.latent_dim}, the number of dimensions of these records in "
+            f"their public basis (encoder.basis), found {e.latent_dim}."
+        )
     basis_dir = folder / "encoder" / "basis"
     if not (basis_dir / "encoder.json").exists():
         basis.save(basis_dir)
     name = ledger_account(config)
     ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
     stored = (moments_dir / "manifest.json").exists()
+    if not stored:
+        _check_room(config, data, folder, ledger)
     shards = spawn(basis_dir)
     try:
         if stored:
@@ -71,10 +80,24 @@ def private_encoder(
         )
     finally:
         shards.close()
-    if stored and (folder / "encoder" / "encoder.json").exists():
-        return load_encoder(
-            folder / "encoder"
-        )  # the release of this folder, if there is one, was made with it
+    if (folder / "encoder" / "encoder.json").exists():
+        kept = load_encoder(folder / "encoder")
+        if kept.source == moments.source:
+            return kept
     encoder = PcaEncoder.fit(basis, moments, e.latent_dim, data.info.private_count, e.residual)
     encoder.save(folder / "encoder")
     return encoder
+
+
+def _check_room(config: RunConfig, data: Dataset, folder: Path, ledger: Ledger) -> None:
+    """Refuses what would be refused after the moments are paid for, and a second encoder for a release that has one."""
+    release = folder / "release"
+    if is_charged(ledger, release):
+        raise UserError(
+            f"The release in {release} is charged, and the moments that its encoder was computed from are missing from "
+            f"{release / 'encoder'}: restore them from a copy, or give another --output."
+        )
+    info = data.info
+    plan = make_plan(config, config.encoder.latent_dim, len(info.classes), info.private_count, "plan")
+    due = () if is_charged(ledger, release / "encoder") else encoder_events(config)
+    ledger.check(ledger_account(config), config.privacy.relation, (*due, plan.event))

@@ -26,7 +26,7 @@ from dpsw_ray.exhibits import (
     tables,
 )
 from dpsw_ray.files import write_bytes, write_json, write_text
-from dpsw_ray.plan import ledger_account, run_events
+from dpsw_ray.plan import charged_events, ledger_account
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.statement import RunFacts, noise_kinds, state
@@ -65,7 +65,7 @@ def release_manifest(
         "method": config.method,
         "data": config.data.account,
         # Of the whole run: where the encoder is private too, no figure of the release alone is anybody's promise.
-        "privacy": account(run_events(config, plan), p.relation, p.delta).to_dict(),
+        "privacy": account([*charged_events(encoder, ledger), plan.event], p.relation, p.delta).to_dict(),
         "publishable": p.publishable,
         "reproducible_noise": p.noise_seed is not None,
         "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
@@ -75,6 +75,7 @@ def release_manifest(
         "class_names": list(info.class_names or info.classes) if classes else [],
         "private_records": info.private_count,
         "sphere": encoder.sphere,
+        "encoder": dict(encoder.source),
         **_columns(info),
         "versions": _versions(),
         "created": _now(),

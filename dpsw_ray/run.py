@@ -32,7 +32,7 @@ from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
 from dpsw_ray.generator.training import generator_steps, train_generator
 from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import encoder_events, ledger_account, make_plan, planned
+from dpsw_ray.plan import charged_events, encoder_events, ledger_account, make_plan, planned
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
@@ -103,7 +103,8 @@ def run(
         with timings.phase("data", hidden=hidden):
             data = divided_data(config, cluster, progress)
             check_delta(config, data)
-        with timings.phase("encoder", hidden=bool(encoder_events(config)) and config.privacy.publishable):
+        secret = bool(encoder_events(config)) and (hidden or config.privacy.publishable)
+        with timings.phase("encoder", hidden=secret):
             encoder = _encoder(config, cluster, data, folder.path, ledger, progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
         stored = (folder / "release" / "manifest.json").exists()
@@ -309,10 +310,11 @@ def _release(
         else "Releasing: charge, sum, noise"
     )
 
-    return release_once(
+    paid = charged_events(encoder, ledger)
+    release = release_once(
         shards,
         lambda release_id: make_plan(
-            config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id
+            config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id, paid
         ),
         folder,
         ledger=ledger,
@@ -321,6 +323,12 @@ def _release(
         noise_seed=p.noise_seed,
         manifest=lambda plan: release_manifest(config, plan, data.info, encoder, ledger),
     )
+    if release.manifest.get("encoder", {}) != encoder.source:
+        raise UserError(
+            f"The release stored in {folder} was made with another private encoder than the one in {folder.parent}: "
+            "restore both from one copy, or give another --output."
+        )
+    return release
 
 
 def move_points(

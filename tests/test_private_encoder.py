@@ -157,7 +157,7 @@ def test_moments_are_stored_whole_and_damage_is_noticed(tmp_path: Path) -> None:
 def exact_moments(basis: BasisEncoder, records: np.ndarray) -> Moments:
     latents, labels = bounded(basis.encode(records), np.zeros(len(records), np.int32))
     drawn = plan(basis.latent_dim)
-    return Moments.from_plan(drawn, moment_sums([(latents, labels)], drawn), {})
+    return Moments.from_plan(drawn, moment_sums([(latents, labels)], drawn), {"release_id": "r"})
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_components_below_the_noise_are_not_counted(digits: np.ndarray) -> None:
     for std in (1e6, 1e11, 1e13):
         noise = moment_noise(NoiseKey.from_seed(0), plan(40, std))
         triangle = exact.matrix[np.triu_indices(41)] + noise
-        moments = Moments.from_plan(plan(40, std), triangle, {})
+        moments = Moments.from_plan(plan(40, std), triangle, {"release_id": "r"})
         seen.append(PcaEncoder.fit(basis, moments, 8, len(digits), 0.7).above_noise)
     assert seen[0] > seen[1] > seen[2]
     assert seen[2] <= 2
@@ -355,6 +355,75 @@ def test_a_run_that_dies_between_the_charges_pays_for_the_encoder_once(
     assert ledger.total("digits").epsilon.upper <= 10.0
     run(config, tmp_path / "run", QUIET)
     assert ledger.total("digits").charges == 2
+
+
+@pytest.fixture
+def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Path]:
+    """A run that died when its encoder was paid for and its release was not."""
+    config = private("privacy.epsilon=1", home=tmp_path / "home")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "_release", die)
+        run(config, tmp_path / "run", QUIET)
+    return config, tmp_path / "run"
+
+
+def test_the_release_is_planned_beside_what_the_encoder_did_cost(
+    between: tuple[RunConfig, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another version of the planner would give the encoder now."""
+    config, folder = between
+    monkeypatch.setattr("dpsw_ray.plan.encoder_share", lambda *_: 0.01)
+    result = run(config, folder, QUIET)
+    total = Ledger(config.ledger_path).total("digits")
+    assert total.charges == 2 and result.privacy["epsilon"]["upper"] == pytest.approx(total.epsilon.upper)
+    assert total.epsilon.upper <= 1.0
+
+
+def test_moments_of_a_larger_budget_are_refused(between: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    _, folder = between
+    config = private("privacy.epsilon=0.05", home=tmp_path / "home")
+    (folder / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(UserError, match=r"cost"):
+        run(config, folder, QUIET)
+    assert Ledger(config.ledger_path).total("digits").charges == 1
+
+
+def test_another_encoder_in_the_folder_is_not_used(between: tuple[RunConfig, Path]) -> None:
+    config, folder = between
+    mine = (folder / "encoder" / "encoder.json").read_bytes()
+    basis = load_encoder(folder / "encoder" / "basis")
+    assert isinstance(basis, BasisEncoder)
+    rng = np.random.default_rng(0)
+    matrix = np.cov(rng.standard_normal((basis.latent_dim + 1, 500))) * STEPS**2
+    other = Moments(np.rint(matrix).astype(np.int64), 0.0, {"release_id": "elsewhere"})
+    PcaEncoder.fit(basis, other, 4, 500, 0.0).save(folder / "encoder")
+    run(config, folder, QUIET)
+    assert (folder / "encoder" / "encoder.json").read_bytes() == mine
+
+
+def test_a_release_whose_moments_are_gone_buys_no_second_encoder(tmp_path: Path) -> None:
+    config = private(home=tmp_path / "home")
+    run(config, tmp_path / "run", QUIET)
+    moments = tmp_path / "run" / "release" / "encoder"
+    moments.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"are missing from .*restore them"):
+        run(config, tmp_path / "run", QUIET)
+    assert Ledger(config.ledger_path).total("digits").charges == 2
+    (tmp_path / "elsewhere").rename(moments)
+    run(config, tmp_path / "run", QUIET)
+
+
+def test_more_latents_than_dimensions_are_refused_before_the_charge(tmp_path: Path) -> None:
+    config = private("encoder.basis=100", "encoder.latent_dim=80", home=tmp_path / "home")  # of 64 pixels
+    with pytest.raises(UserError, match=r"encoder.latent_dim must be at most 64.*found 80"):
+        run(config, tmp_path / "run", QUIET)
+    assert not Ledger(config.ledger_path).datasets()
+
+
+def test_how_long_the_encoder_took_does_not_tell_a_protected_number(tmp_path: Path) -> None:
+    keys = ("privacy.relation=add_remove", "privacy.research=true")
+    folder = run(private(*keys, home=tmp_path / "home"), tmp_path / "run", QUIET).folder
+    assert "encoder" not in json.loads((folder / "metrics.json").read_text())["seconds"]
 
 
 def test_moments_that_were_charged_and_not_stored_are_repeated(

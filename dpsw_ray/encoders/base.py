@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,7 @@ class Encoder(ABC):
         sphere: whether every latent lies on the unit sphere.
         conditional: whether records and latents are read with their classes: a latent then says only how a record
             differs from others of its class.
+        source: the release that it was computed from, by id and digest; empty where no private record took part.
         history: `train_loss` and `holdout_loss` of every epoch, both of public records and in the units of the
             loss; empty where nothing was trained.
     """
@@ -45,6 +47,7 @@ class Encoder(ABC):
     latent_dim: int
     sphere: bool
     conditional: bool = False
+    source: Mapping[str, str] = MappingProxyType({})
     history: Sequence[Mapping[str, float]] = ()
 
     def __init_subclass__(cls) -> None:

@@ -153,10 +153,11 @@ class PcaEncoder(Encoder):
         gain: Array,
         residual: Array,
         above_noise: int,
+        source: Mapping[str, str],
     ) -> None:
         self.basis, self.schema = basis, basis.schema
         self.latent_dim, self.sphere = len(gain), False
-        self.above_noise = above_noise
+        self.above_noise, self.source = above_noise, dict(source)
         self._mean, self._components, self._gain, self._residual = mean, components, gain, residual
         self._rows = _on_lattice(components.T @ basis.basis)
         self._offset = components.T @ mean
@@ -174,18 +175,10 @@ class PcaEncoder(Encoder):
         Args:
             basis: that the moments were summed in.
             moments: noisy.
-            dim: d, of the latents.
+            dim: d, of the latents, at most p.
             records: their number where it is public; default: the noisy one.
             residual: of the deviation along what the latents leave out, that decoding draws.
-
-        Raises:
-            UserError: fewer dimensions than components asked for.
         """
-        if dim > moments.dim:
-            raise UserError(
-                f"encoder.latent_dim must be at most {moments.dim}, the number of dimensions of the records in their "
-                f"public basis (encoder.basis), found {dim}."
-            )
         number = moments.records if records is None else float(records)
         values, vectors = np.linalg.eigh(moments.covariance(number))
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -202,7 +195,7 @@ class PcaEncoder(Encoder):
         gain /= _REACH * math.sqrt(float((kept * gain**2).sum())) * basis.longest
         mean = moments.mean(number) * basis.longest
         left_out = (vectors[:, dim:] * (residual * np.sqrt(true[dim:]))).T * basis.longest
-        return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()))
+        return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()), moments.source)
 
     def encode(self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None) -> Array:
         """Records [n, *shape] to latents [n, d] in the unit ball; NaN for a record that has none."""
@@ -225,7 +218,7 @@ class PcaEncoder(Encoder):
 
     def manifest(self) -> dict[str, Any]:
         """The basis's manifest, and what the moments said."""
-        return {**self.basis.manifest(), "above_noise": self.above_noise}
+        return {**self.basis.manifest(), "above_noise": self.above_noise, "source": dict(self.source)}
 
     def weights(self) -> dict[str, Tensor]:
         """Basis, mean, components, their scaling, and what is left out."""
@@ -247,7 +240,7 @@ class PcaEncoder(Encoder):
         mean, components, gain, residual = (
             weights[name].numpy() for name in ("mean", "components", "gain", "residual")
         )
-        return cls(basis, mean, components, gain, residual, int(manifest["above_noise"]))
+        return cls(basis, mean, components, gain, residual, int(manifest["above_noise"]), manifest["source"])
 
 
 def _low_frequencies(schema: RecordSchema, size: int) -> Array:

@@ -137,6 +137,12 @@ class Moments:
         return cls(matrix + np.triu(matrix, 1).T, plan.noise_std, manifest)
 
     @property
+    def source(self) -> dict[str, str]:
+        """What computed from them names as its source: the release's id, and the SHA-256 of the matrix."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.matrix).tobytes()).hexdigest()
+        return {"release_id": str(self.manifest["release_id"]), "sha256": digest}
+
+    @property
     def dim(self) -> int:
         """Dimension p of the records."""
         return len(self.matrix) - 1
