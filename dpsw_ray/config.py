@@ -52,6 +52,12 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _test_fraction(given: dict[str, Any]) -> float:
+    """Where no record is public none is a test record either, unless somebody says so: they are not protected."""
+    own = given.get("source") in ("fashion_mnist", "mnist")  # a test part that the fraction has no say in
+    return 0.0 if given.get("public_fraction") == 0.0 and not own else 0.2
+
+
 def _or_auto(least: float, most: float, whole: bool) -> Callable[[Any], Any]:
     """Reads a number within bounds, or `auto`: a union would name each of its parts in a message."""
 
@@ -135,7 +141,10 @@ class DataConfig(Section):
         description="0: no record is public; then data.classes is given, and no encoder is trained",
     )
     test_fraction: Real = Field(
-        0.2, ge=0.0, lt=1.0, description="for sources without a test part of their own"
+        default_factory=_test_fraction,
+        ge=0.0,
+        lt=1.0,
+        description="for sources without a test part of their own; default: 0.2, but 0 where public_fraction is 0",
     )
     split_seed: Whole = Field(0, ge=0)
 

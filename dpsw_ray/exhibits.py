@@ -247,22 +247,26 @@ def encoder_exhibit(results: Results) -> EncoderSection | None:
 
 
 def components(results: Results) -> list[ReportSection]:
-    """What a private encoder is, and what it makes of the first test records."""
+    """What a private encoder is, and, where some records are public, what it makes of the first test records."""
     encoder, info = results.encoder, results.info
     if not isinstance(encoder, PcaEncoder):
         return []
-    picture = None
-    if encoder.schema.kind == "image" and info.test_count:
+    picture, said = None, ""
+    # Who makes no record public gave up the test records' protection for figures, not for their pictures.
+    if encoder.schema.kind == "image" and info.test_count and info.public_count:
         assert encoder.schema.value_range is not None
         records = results.test[:_RECONSTRUCTIONS]
         decoded = encoder.decode(encoder.encode(records))
         picture = image_pairs(records, decoded, ("original", "decoded"), encoder.schema.value_range)
+        said = (
+            " The picture shows the first test records, in the order they came; below each, what is decoded from its "
+            "latent."
+        )
     return [
         ReportSection(
             "Encoder",
-            "Principal components of noisy second moments of the private records, which are one of the events above. "
-            "The picture, if there is one, shows the first test records, in the order they came; below each, what is "
-            "decoded from its latent.",
+            "Principal components of noisy second moments of the private records, which are one of the events above."
+            + said,
             {
                 "latent dimension": encoder.latent_dim,
                 "dimension of the public basis": encoder.basis.latent_dim,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections.abc import Sequence
@@ -71,9 +72,16 @@ def evaluate_again(
             )
         results = _measured(config, folder, data, full, progress)
         tracker.params(results.config.model_dump(mode="json"))
-        privacy = json.loads((folder / "privacy.json").read_text())
+        privacy = _dated(folder / "privacy.json")
         show(results, privacy, folder, tracker)
         return RunResult(folder, privacy, results.metrics, tracker.ui_command)
+
+
+def _dated(path: Path) -> dict[str, Any]:
+    """What `privacy.json` holds; the ledger's total, which is not asked again, with the day that the file is from."""
+    privacy: dict[str, Any] = json.loads(path.read_text())
+    written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+    return {**privacy, "ledger": {"date": written.date().isoformat(), **privacy["ledger"]}}
 
 
 def _evaluated(config: RunConfig) -> RunConfig:

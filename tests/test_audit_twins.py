@@ -46,6 +46,7 @@ from dpsw_ray.privacy.events import (
     SlicedHistogramEvent,
 )
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
+from dpsw_ray.privacy.relations import RELATIONS, Relation
 from dpsw_ray.private.latents import BALL
 from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
@@ -140,6 +141,17 @@ def test_moments_without_noise_beside_the_diagonal(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(releases, "moment_noise", partial)
     assert judged(broken, honest).refuted
     assert not intact.refuted
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_moments_with_noise_beside_the_diagonal_too_small_by_sqrt_2(
+    relation: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = moments_plan(relation, 1.0)
+    honest = noisy_moments(plan, relation)
+    assert not judged(honest, honest).refuted
+    monkeypatch.setattr(MomentsPlan, "beside_std", property(lambda plan: plan.noise_std / 2))
+    assert judged(honest, honest).refuted
 
 
 def edge_plan(level: float) -> HistogramPlan:

@@ -39,6 +39,27 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name: str, tmp_pat
     assert load_config(f"configs/{name}.yaml") == config
 
 
+@pytest.mark.parametrize(
+    ("data", "fraction"),
+    [
+        ("{}", 0.2),
+        ("{public_fraction: 0.3}", 0.2),
+        ("{public_fraction: 0, classes: [a]}", 0.0),
+        ("{public_fraction: 0.0, classes: [a], test_fraction: 0.1}", 0.1),
+        ("{source: table, path: people.parquet, public_fraction: '0'}", 0.0),
+        ("{source: fashion_mnist, public_fraction: 0, classes: [a]}", 0.2),  # it has a test part of its own
+    ],
+)
+def test_where_nothing_is_public_test_records_are_asked_for(
+    data: str, fraction: float, tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"data: {data}\nencoder: {{kind: identity}}\n")
+    config = load_config(tmp_path / "a.yaml")
+    assert config.data.test_fraction == fraction
+    (tmp_path / "b.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "b.yaml") == config
+
+
 def test_a_config_that_uses_every_kind_of_value_survives_a_round_trip(tmp_path: Path) -> None:
     text = """
     name: wide

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ from dpsw_ray.files import to_json
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.curves import trade_off
 from dpsw_ray.privacy.events import (
+    DpPcaEvent,
     DpSgdEvent,
     Event,
     GaussianEvent,
@@ -149,6 +151,32 @@ def test_what_else_was_charged_is_named_and_rounded_up() -> None:
     assert "at most 2.7101 over 3 charges to digits" in told
     once = dataclasses.replace(FACTS, charges=1)
     assert "over 1 charge to digits" in words(state(counted(HISTOGRAM), once).not_covered)
+
+
+def test_the_total_is_of_a_day() -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    told = words(state(counted(HISTOGRAM), dataclasses.replace(FACTS, date="2024-02-29")).not_covered)
+    assert "3 charges to digits as of 2024-02-29." in told
+    made = datetime.date.fromisoformat(RunFacts("d", False, False, "d", 1.0, 1).date)
+    assert datetime.timedelta(0) <= made - today <= datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("event", "public", "said"),
+    [
+        (HISTOGRAM, 1, "1 public record are not protected. An encoder that is trained learns from public records only"),
+        (HISTOGRAM, 0, "0 public records are not protected. No encoder was trained;"),
+        (DpPcaEvent(1e11, 102_400.0), 0, "0 public records are not protected. The encoder was computed from noisy"),
+    ],
+)  # fmt: skip
+def test_who_is_not_protected_is_counted_and_the_encoder_s_records_are_named(
+    event: Event, public: int, said: str
+) -> None:
+    facts = dataclasses.replace(FACTS, public_records=public, test_records=5000)
+    first, *_ = state(counted(event), facts).not_covered
+    assert first.startswith("5,000 test records and ") and said in first
+    unknown, *_ = state(counted(event), FACTS).not_covered
+    assert unknown.startswith("Public and test records. ") and "was trained on" not in unknown
 
 
 def test_only_noise_in_floating_point_leaves_a_gap() -> None:

@@ -294,11 +294,13 @@ def test_a_run_without_public_records_is_counted_as_a_whole(finished: tuple[RunC
     assert "noisy moments of the private records" in page
     assert "Trained on public records" not in page
     assert "trained on the public part" not in page
+    assert "first test records" not in page
 
 
 def test_a_private_encoder_stays_in_the_run_s_folder(finished: tuple[RunConfig, Path]) -> None:
     config, folder = finished
     assert not (config.home / "encoders").exists()
+    assert not (config.home / "baselines").exists()
     assert isinstance(load_encoder(folder / "encoder"), PcaEncoder)
     assert (folder / "release" / "encoder" / "manifest.json").exists()
 

@@ -89,6 +89,21 @@ def test_the_figures_come_again_without_the_private_side_and_the_ledger(place: P
     assert (folder / "research" / "metrics.json").stat().st_mtime_ns == research
 
 
+def test_the_ledger_s_total_keeps_the_day_it_is_from(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(place / "runs" / "digits", folder)
+    stored = json.loads((folder / "privacy.json").read_text())
+    (said,) = (text for text in stored["statement"]["not_covered"] if text.startswith("Further releases"))
+    today = said.split(" as of ")[1].split(". ")[0]
+    stored["ledger"].pop("date", None)
+    (folder / "privacy.json").write_text(json.dumps(stored).replace(today, "2024-02-29"))
+    os.utime(folder / "privacy.json", (1_709_164_800, 1_709_164_800))  # 29 February 2024
+    code, _, err = run_dpsw("evaluate", folder, "--quiet")
+    assert (code, err) == (0, "")
+    report = (folder / "report.html").read_text()
+    assert "to “digits” as of 2024-02-29</small>" in report and "charge to digits as of 2024-02-29." in report
+
+
 def test_a_fuller_evaluation_adds_models_and_says_so_in_the_report(place: Path) -> None:
     folder = place / "runs" / "digits"
     before, config = figures(folder), (folder / "config.yaml").read_bytes()

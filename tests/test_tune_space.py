@@ -148,6 +148,17 @@ FRAMES = {"release.frames": {"choice": [2, 3]}}
             {"selection": {"policy": "private_selection", "score": "noisy_query"}},
             "selection.score must be validation_slices or public, found noisy_query",
         ),
+        (
+            {"set": {"data.public_fraction": 0, "data.classes": [0], "encoder.kind": "identity"},
+             "selection": {"score": "public"}},
+            "selection.score public compares with public records, and data.public_fraction 0 leaves none; choose "
+            "selection.score validation_slices",
+        ),
+        (
+            {"set": {"data.public_fraction": 0, "data.classes": [0], "encoder.kind": "identity"},
+             "space": {"release.bins": {"choice": [16, 32]}}, "selection": {"policy": "split"}},
+            "space.release.bins changes what a slice is; choose selection.score noisy_query",
+        ),
         ({"base": [1]}, "base must be a run's YAML file"),
         ({"set": {"method": "dpswgen"}, "scheduler": {"kind": "asha"}}, "looks at flows while they run"),
         ({"set": {"flow.stepz": 3}}, "did you mean flow.steps"),

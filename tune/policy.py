@@ -117,6 +117,11 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
             f"{where}: scheduler.kind {sweep.scheduler.kind} looks at flows while they run; method dpswgen has none: "
             "choose scheduler.kind fifo."
         )
+    if selection.score == "public" and base.data.public_fraction == 0.0:
+        raise UserError(
+            f"{where}: selection.score public compares with public records, and data.public_fraction 0 leaves none; "
+            "choose selection.score validation_slices or noisy_query."
+        )
     if selection.score == "validation_slices":
         odd = [key for key in mechanism if key.startswith(_SLICES)]
         if base.release_kind == "rows":
@@ -124,7 +129,8 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
         if odd:
             raise UserError(
                 f"{where}: selection.score validation_slices compares distances to slices of one kind, but "
-                f"space.{odd[0]} changes what a slice is; choose selection.score public."
+                f"space.{odd[0]} changes what a slice is; choose selection.score "
+                f"{'public' if base.data.public_fraction else 'noisy_query'}."
             )
     elif selection.score == "noisy_query" or selection.measure == "sliced_w2":
         named = "score noisy_query" if selection.score == "noisy_query" else "measure sliced_w2"

@@ -115,17 +115,18 @@ def noisy_moments(plan: MomentsPlan, relation: Relation) -> Attack:
     """DP-PCA: `private.moments` with a fresh key in every run.
 
     Pair: records at the rim whose inner product is -k^2, as far apart as the sensitivity allows; or one and none (the
-    null record adds the same). Score: likelihood ratio, but for the rounding. Both worlds of a run see the same noise.
+    null record adds the same). They lie between all axes, so that most of what changes is beside the diagonal, where
+    noise too small is easiest to miss. Score: likelihood ratio, but for the rounding. Both worlds of a run see the same
+    noise.
 
     Args:
-        plan: of records in two dimensions.
+        plan: of records in an even number of dimensions.
         relation: of the pair.
     """
     cosine = -((CONSTANT / STEPS) ** 2)
-    angles = math.pi / 8 + np.array(
-        [0.0, math.acos(cosine)]
-    )  # between the axes: every entry of the matrix changes
-    pair = round_to_lattice(np.column_stack([np.cos(angles), np.sin(angles)]) * BALL)
+    across = np.resize([1.0, -1.0], plan.dim) / math.sqrt(plan.dim)
+    pair = np.stack([np.abs(across), cosine * np.abs(across) + math.sqrt(1 - cosine**2) * across])
+    pair = round_to_lattice(pair * BALL)
     label = np.zeros(1, np.int32)
     absent = [(pair[:1], np.full(1, NULL, np.int32))] if relation == "zero_out" else []
     start = [(pair[:1], label)] if relation == "replace_one" else absent
@@ -144,10 +145,10 @@ def noisy_moments(plan: MomentsPlan, relation: Relation) -> Attack:
 
 
 def moments_plan(relation: Relation, level: float) -> MomentsPlan:
-    """Moments in two dimensions; the noise is `level` times the sensitivity."""
+    """Moments in eight dimensions; the noise is `level` times the sensitivity."""
     ((loss, _),) = DpPcaEvent(1.0, float(LONGEST)).costs(relation)[0].items()
     assert isinstance(loss, Gaussian)
-    return MomentsPlan("audit", 2, level * loss.mu)
+    return MomentsPlan("audit", 8, level * loss.mu)
 
 
 def noisy_projections(plan: RowPlan, relation: Relation, record: Array | None = None) -> Attack:

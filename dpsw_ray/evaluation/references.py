@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dpsw_ray.data.records import Part
 from dpsw_ray.encoders.base import Encoder
 from dpsw_ray.encoders.cache import cache_key, cached, code_version, digest_arrays
+from dpsw_ray.encoders.pca import PcaEncoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.report import REFERENCES
@@ -104,11 +105,17 @@ class References:
     ) -> dict[str, dict[str, float]]:
         """The figures of every reference, by its name: read from `home/baselines`, or computed and kept there.
 
+        A private encoder is one run's own, so no other run has a use for its figures: they are computed, and nothing
+        of them stays where runs share.
+
         Args:
             measure: computes figures; nan where one has no meaning.
             part: whose records.
             what: what decides the figures beside encoder, data and seed; plain values.
         """
+        names = (CEILING, RANDOM, REAL)
+        if isinstance(self._encoder, PcaEncoder):
+            return {name: measure(self.candidate(name, part)) for name in names}
         common = cache_key(**self._identity, part=part, **what)
         return {
             name: cached(
@@ -117,7 +124,7 @@ class References:
                 lambda name=name: measure(self.candidate(name, part)),  # type: ignore[misc]
                 lambda figures, folder: write_json(folder / "figures.json", figures),
             )
-            for name in (CEILING, RANDOM, REAL)
+            for name in names
         }
 
     @cached_property

@@ -96,7 +96,8 @@ class ReportContext:
         publishable: False puts a banner on top.
         reasons: why it must not be published; sentences.
         privacy: what `privacy.json` holds: epsilon {lower, estimate, upper}, delta, relation, unit, events,
-            accountant, mu, checks, statement, and (optional) ledger {name, total_epsilon, charges}.
+            accountant, mu, checks, statement, and (optional) ledger {name, total_epsilon, charges} with
+            (optional) the date that these are from.
         metrics: the table's lines.
         samples_png: samples by class.
         slices_png: released slices and what the particles made of them.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import Any
 
@@ -33,6 +34,12 @@ _HIDDEN = {
     "zero_out": "whether it is there and what it is",
     "add_remove": "whether it is there and what it is",
 }
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 _RATE = 0.01  # of false alarms, where an attacker's power is quoted
 _EPSILONS = np.concatenate([[0.0], np.geomspace(1e-2, 100, 200)])
 
@@ -88,6 +95,9 @@ class RunFacts:
         trust: who sees what during the run: `central`, `distributed` or `local` (federated runs).
         uncounted: the release was chosen among several, and the choice was not counted.
         simulated: the users are made up, and records were dealt out to them (federated runs).
+        public_records: how many there are, None where that is not known here.
+        test_records: likewise.
+        date: of the total and the number of charges, as text.
     """
 
     dataset: str
@@ -99,6 +109,9 @@ class RunFacts:
     trust: str = "central"
     uncounted: bool = False
     simulated: bool = False
+    public_records: int | None = None
+    test_records: int | None = None
+    date: str = field(default_factory=_today)
 
 
 @dataclass(frozen=True)
@@ -255,22 +268,38 @@ _RECORDS = (
 )
 
 
-_PUBLIC = {
-    "public": "Public and test records. The encoder was trained on the public part only, and metrics compare with "
-    "public and test records.",
-    "dp_pca": "Public records, where there are any, and test records, which metrics compare with. The encoder was "
-    "computed from noisy moments of the private part; they are one of the events that epsilon counts.",
+_ENCODER = {
+    "public": "An encoder that is trained learns from public records only",
+    "none": "No encoder was trained",
+    "dp_pca": "The encoder was computed from noisy moments of the private part, which are one of the events that "
+    "epsilon counts",
 }
+
+
+def _unprotected(privacy: Mapping[str, Any], facts: RunFacts) -> str:
+    test, public = facts.test_records, facts.public_records
+    encoder = "none" if public == 0 else "public"
+    if any(event["kind"] == "dp_pca" for event in privacy["events"]):
+        encoder = "dp_pca"
+    who = "Public and test records."
+    if test is not None and public is not None:
+        who = f"{_some(test, 'test record')} and {_some(public, 'public record')} are not protected."
+    return f"{who} {_ENCODER[encoder]}; metrics compare with public and test records, where there are any."
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     unit = privacy["unit"]
     times = "charge" if facts.charges == 1 else "charges"
     said = [
-        _PUBLIC["dp_pca" if any(event["kind"] == "dp_pca" for event in privacy["events"]) else "public"],
+        _unprotected(privacy, facts),
         "What the config says: the class list, bounds of columns, the public seed. It is taken to be public.",
         f"Further releases from the same records. Costs add up: epsilon is at most {_at_most(facts.total_epsilon)} "
-        f"over {facts.charges} {times} to {facts.ledger} so far. What is not in the ledger is not in that figure.",
+        f"over {facts.charges} {times} to {facts.ledger} as of {facts.date}. What is not in the ledger is not in that "
+        "figure.",
         *(_RECORDS if unit == "user" else ()),
         _group(privacy),
         f"What is true of many {unit}s. It is meant to show, even where it lets somebody guess about one of them.",
