@@ -133,6 +133,8 @@ def _privacy(results: Results, ledger: Ledger) -> dict[str, Any]:
         trust=results.trust,
         uncounted=_uncounted(release),
         simulated=results.simulated,
+        public_records=results.info.public_count,
+        test_records=results.info.test_count,
     )
     return {
         **release.manifest["privacy"],
@@ -144,6 +146,7 @@ def _privacy(results: Results, ledger: Ledger) -> dict[str, Any]:
             "total_epsilon": total.epsilon.upper,
             "charges": total.charges,
             "accountant": total.accountant,
+            "date": facts.date,
             "entry": release.manifest["ledger"]["entry"],
         },
     }

@@ -289,7 +289,9 @@ def test_a_run_without_public_records_is_counted_as_a_whole(finished: tuple[RunC
     entries = Ledger(config.ledger_path).entries("digits")
     assert [entry.events[0].kind for entry in entries] == ["dp_pca", "sliced_histogram"]
     assert privacy["ledger"]["total_epsilon"] <= 10.0
-    assert "noisy moments" in privacy["statement"]["not_covered"][0]
+    said = privacy["statement"]["not_covered"][0]
+    assert f"{len(data.test())} test records and 0 public records are not protected" in said
+    assert "noisy moments" in said
     page = (folder / "report.html").read_text()
     assert "noisy moments of the private records" in page
     assert "Trained on public records" not in page
