@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
-from dpsw_ray.encoders.base import Encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event
@@ -19,6 +18,9 @@ from dpsw_ray.release.planner import ASSUMED_RECORDS, Choice, choose, encoder_sh
 from dpsw_ray.release.rows import RowPlan
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
+
+if TYPE_CHECKING:  # torch takes seconds, and `dpsw plan` needs none
+    from dpsw_ray.encoders.base import Encoder
 
 __all__ = [
     "charged_events",

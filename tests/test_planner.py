@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -118,3 +120,8 @@ def test_the_plan_shows_the_choice_and_the_predicted_distance(tmp_path) -> None:
     assert "assumed: release.expected_records" in shown["chosen"]
     fixed = describe_plan(load_config("digits", keys[:2]))["release"]
     assert "chosen" not in fixed and "predicted sliced W2" in fixed
+
+
+def test_planning_does_not_wait_for_torch() -> None:
+    code = "import sys, dpsw_ray.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
