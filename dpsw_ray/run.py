@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ from dpsw_ray.encoders import Encoder, cached_encoder, digest_arrays, fit_encode
 from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.evaluate import evaluate
-from dpsw_ray.evaluation.membership import auc_at_most
 from dpsw_ray.evaluation.report import Metric
-from dpsw_ray.exhibits import SLICES, followed, slice_masses
-from dpsw_ray.files import write_bytes, write_json
+from dpsw_ray.exhibits import followed
 from dpsw_ray.flow.film import Choice
 from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
@@ -43,6 +40,7 @@ from dpsw_ray.progress import Progress, Task
 from dpsw_ray.publish import Results, publish, release_manifest
 from dpsw_ray.release import Release
 from dpsw_ray.release.quantiles import Targets, denoise
+from dpsw_ray.research import against_private, private_exhibits
 from dpsw_ray.samples import write_samples
 from dpsw_ray.timings import Timings
 from dpsw_ray.tracking import open_tracker
@@ -127,11 +125,12 @@ def run(
         with timings.phase("evaluation"):
             metrics = measure(config, data, flow, samples, encoder, progress)
         if config.evaluation.research:
-            _research(config, data, encoder, release, shards, flow, folder / "research", progress)
+            progress.say(
+                "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
+            )
+            against_private(config, data, encoder, release, shards, flow, folder / "research")
             if not lean:
-                _research_exhibits(
-                    config, data, encoder, release, rounds[0], shards, flow, folder / "research"
-                )
+                private_exhibits(config, data, encoder, release, rounds[0], shards, flow, folder / "research")
         results = Results(
             config, data.info, encoder, release, rounds, flow, samples, metrics, timings.seconds
         )
@@ -455,71 +454,6 @@ def measure(
                 progress=_advance(task),
             ),
         ]
-
-
-def _research(
-    config: RunConfig,
-    data: Dataset,
-    encoder: Encoder,
-    release: Release,
-    shards: WorkerGroup,
-    flow: FlowResult,
-    folder: Path,
-    progress: Progress,
-) -> None:
-    progress.say(
-        "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
-    )
-    distance = shards.call(
-        "research_sliced_wasserstein", (flow.particles, config.evaluation.directions, config.evaluation_seed)
-    )[0]
-    test = data.test()
-    outsiders = encoder.encode(test.values, test.labels)
-    attack = shards.call(
-        "research_membership", (flow.particles, outsiders, config.evaluation.images, config.evaluation_seed)
-    )[0]
-    mu = release.manifest["privacy"]["mu"]
-    limited = mu is not None and config.privacy.relation == "replace_one"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    write_json(
-        folder / "metrics.json",
-        {
-            "epsilon": math.inf,
-            "warning": "Computed from private records without noise: not covered by the run's epsilon, never publish.",
-            "sliced_w2_to_private_latents": distance,
-            "membership": {**asdict(attack), "auc_at_most": auc_at_most(float(mu)) if limited else None},
-            "directions": config.evaluation.directions,
-        },
-    )
-
-
-def _research_exhibits(
-    config: RunConfig,
-    data: Dataset,
-    encoder: Encoder,
-    release: Release,
-    targets: Targets,
-    shards: WorkerGroup,
-    flow: FlowResult,
-    folder: Path,
-) -> None:
-    """The private records' own slices beside the released ones, and their own latents as the ceiling."""
-    masses = slice_masses(config, release, targets, flow, encoder)
-    grid, directions = release.grid, targets.slices.directions[:SLICES]
-    slices = shards.call("research_slices", (directions, grid, release.kernel, masses))[0]
-    write_bytes(folder / "slices.png", slices, mode=0o600)
-    if config.evaluation.enabled:
-        asked = (config.evaluation, data.info, config.encoder_seed, config.evaluation_seed, config.home)
-        figures = shards.call("research_ceiling", (*asked, len(flow.particles)))[0]
-        write_json(
-            folder / "ceiling.json",
-            {
-                "epsilon": math.inf,
-                "warning": "Computed from private records without noise: not covered by the run's epsilon, never "
-                "publish.",
-                "private latents, decoded": figures,
-            },
-        )
 
 
 def _advance(task: Task) -> Callable[[str, int, int, dict[str, float]], None]:

@@ -122,15 +122,19 @@ class Shard:
     @sealed("measuring against private records")
     def research_sliced_wasserstein(
         self, particles: NDArray[np.float64], directions: int, seed: int
-    ) -> float:
-        """Sliced W2 of particles to the private latents, without noise: epsilon is infinite, `research/` only."""
+    ) -> float | None:
+        """On rank 0 the sliced W2 of particles to the private latents, without noise: `research/` only."""
+        if self.rank:
+            return None
         return sliced_wasserstein(particles, self._latents(), directions, seed)
 
     @sealed("measuring against private records")
     def research_membership(
         self, particles: NDArray[np.float64], outsiders: NDArray[np.float64], most: int, seed: int
-    ) -> Membership:
-        """Attacks particles with the private latents, without noise: epsilon is infinite, `research/` only."""
+    ) -> Membership | None:
+        """On rank 0 attacks particles with the private latents, without noise: `research/` only."""
+        if self.rank:
+            return None
         return membership(particles, self._latents(), outsiders, most, seed)
 
     @sealed("measuring against private records")
@@ -140,8 +144,10 @@ class Shard:
         grid: BinGrid,
         kernel: NDArray[np.int64],
         masses: SliceMasses,
-    ) -> bytes:
-        """Draws the private records' slices, without noise, beside what was released: `research/` only."""
+    ) -> bytes | None:
+        """On rank 0 draws the private records' slices, without noise, beside what was released: `research/` only."""
+        if self.rank:
+            return None
         total = np.zeros((1, len(directions), grid.bins), np.int64)
         for latents, labels in self.store.batches(0, self.store.rows()):
             blocks = np.where(labels == NULL, -1, 0).astype(np.int32)
