@@ -198,7 +198,7 @@ class EncoderConfig(Section):
         "auto", description="dp_pca: of the run's squared mu; auto: as much as the planner's model says"
     )
     basis: Whole = Field(
-        100, ge=2, le=4096, description="dp_pca: lowest frequencies of an image that moments are taken of"
+        400, ge=2, le=4096, description="dp_pca: lowest frequencies of an image that moments are taken of"
     )
     radius: Real = Field(
         0.7,

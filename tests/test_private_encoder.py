@@ -205,14 +205,48 @@ def test_the_basis_is_orthonormal_in_every_channel() -> None:
     assert np.array_equal(basis[:3] != 0, np.tile(np.eye(3, dtype=bool), (1, 30)))  # the mean of each channel
 
 
+def test_bands_are_whole_frequencies_and_cover_the_basis() -> None:
+    schema = RecordSchema("image", (16, 16, 3), value_range=(0, 255))
+    for size in (5, 47, 400):
+        bands = BasisEncoder.make(schema, size, 0.5).bands
+        assert (bands[0], bands[-1]) == (0, size)
+        assert (np.diff(bands) > 0).all()
+        assert not (bands[:-1] % 3).any()
+    table = RecordSchema("table", (2,), columns=("a", "b"))
+    bounds = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+    assert BasisEncoder.make(table, 9, 0.5, bounds).bands.tolist() == [0, 2]
+
+
+def noisy_moments(exact: Moments, std: float, seed: int) -> Moments:
+    drawn = plan(exact.dim, std)
+    triangle = exact.matrix[np.triu_indices(exact.dim + 1)] + moment_noise(NoiseKey.from_seed(seed), drawn)
+    return Moments.from_plan(drawn, triangle, {"release_id": "r"})
+
+
+def test_weighing_frequencies_finds_more_than_the_noisy_matrix_does(digits: np.ndarray) -> None:
+    """Under noise that hides most of them, components of the weighed matrix hold more of the records' variance."""
+    basis = BasisEncoder.make(IMAGES, 64, 0.7)
+    exact = exact_moments(basis, digits)
+    mean = exact.mean(len(digits))
+    true = exact.second(len(digits)) - np.outer(mean, mean)
+    for std in (2e11, 4e11):
+        held = []
+        for seed in range(3):
+            noisy = noisy_moments(exact, std, seed)
+            raw = noisy.second(len(digits)) - np.outer(*[noisy.mean(len(digits))] * 2)
+            encoder = PcaEncoder.fit(basis, noisy, 8, len(digits), 0.0)
+            weighed = encoder.weights()["components"].numpy()
+            held.append([np.trace(v.T @ true @ v) for v in (weighed, np.linalg.eigh(raw)[1][:, -8:])])
+        found, plain = np.mean(held, axis=0)
+        assert found > 1.1 * plain
+
+
 def test_components_below_the_noise_are_not_counted(digits: np.ndarray) -> None:
     basis = BasisEncoder.make(IMAGES, 40, 0.7)
     exact = exact_moments(basis, digits)
     seen = []
     for std in (1e6, 1e11, 1e13):
-        noise = moment_noise(NoiseKey.from_seed(0), plan(40, std))
-        triangle = exact.matrix[np.triu_indices(41)] + noise
-        moments = Moments.from_plan(plan(40, std), triangle, {"release_id": "r"})
+        moments = noisy_moments(exact, std, 0)
         seen.append(PcaEncoder.fit(basis, moments, 8, len(digits), 0.7).above_noise)
     assert seen[0] > seen[1] > seen[2]
     assert seen[2] <= 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.base import Encoder, to_records
 from dpsw_ray.errors import UserError
-from dpsw_ray.release.moments import Moments
+from dpsw_ray.release.moments import CONSTANT, STEPS, Moments
 
 __all__ = ["BasisEncoder", "PcaEncoder"]
 
@@ -90,6 +91,15 @@ class BasisEncoder(Encoder):
     def longest(self) -> float:
         """Length of coefficients that becomes 1."""
         return self.radius * math.sqrt(self.schema.size)
+
+    @property
+    def bands(self) -> NDArray[np.intp]:
+        """Edges of the runs of coefficients that are of one size: an image's frequencies by half octaves, or all."""
+        if self.schema.value_range is None:
+            return np.array([0, self.latent_dim])
+        channels, octaves = self.schema.shape[-1], math.log2(self.latent_dim) + 1
+        edges = channels * np.unique(np.rint(2 ** np.arange(1, octaves, 0.5))).astype(np.intp)
+        return np.array([0, *edges[edges < self.latent_dim], self.latent_dim])
 
     def coefficients(self, records: NDArray[Any], rows: Array) -> Array:
         """Exact products of lattice `rows` [k, size] with records [n, *shape], centred and scaled to [-1, 1].
@@ -168,9 +178,10 @@ class PcaEncoder(Encoder):
     ) -> PcaEncoder:
         """Post-processing of noisy moments.
 
-        The noise of a symmetric matrix with entries of deviation s moves an eigenvalue l to l + p s^2 / l, as long as l
-        is above s sqrt(p), and below that nothing of its direction is seen (Benaych-Georges and Nadakuditi 2011):
-        variances are mended by the inverse.
+        Frequencies that are near another have covariances of about one size: `_shrunk` weighs blocks of them by what
+        their noise leaves. Noise on a symmetric matrix then moves an eigenvalue l to l + v / l, v the largest sum of
+        its variances in a row, as long as l is above sqrt(v); below that nothing of its direction is seen
+        (Benaych-Georges and Nadakuditi 2011, who have equal variances): variances are mended by the inverse.
 
         Args:
             basis: that the moments were summed in.
@@ -180,20 +191,17 @@ class PcaEncoder(Encoder):
             residual: of the deviation along what the latents leave out, that decoding draws.
         """
         number = moments.records if records is None else float(records)
-        values, vectors = np.linalg.eigh(moments.covariance(number))
+        mean, covariance, left = _shrunk(moments, number, basis.bands)
+        values, vectors = np.linalg.eigh(covariance)
         values, vectors = values[::-1], vectors[:, ::-1]
-        noise = moments.noise(number)
-        seen = values > 2 * noise * math.sqrt(moments.dim) if noise else values > 0
-        true = np.where(
-            seen, (values + np.sqrt(np.maximum(values**2 - 4 * noise**2 * moments.dim, 0.0))) / 2, 0.0
-        )
-        unseen = max(float(values.sum() - true.sum()), 0.0) / max(int((~seen).sum()), 1)
-        true = np.maximum(true, np.minimum(unseen, true[seen].min() if seen.any() else unseen))
+        seen = values > 2 * math.sqrt(left)
+        mended = (values + np.sqrt(np.maximum(values**2 - 4 * left, 0.0))) / 2
+        true = np.where(seen, mended, np.maximum(values, 0.0))
         true = np.maximum(true, max(_SMALLEST * float(true[0]), 1e-12))
         kept = true[:dim]
         gain = kept ** (-_WHITENING / 2)
         gain /= _REACH * math.sqrt(float((kept * gain**2).sum())) * basis.longest
-        mean = moments.mean(number) * basis.longest
+        mean *= basis.longest
         left_out = (vectors[:, dim:] * (residual * np.sqrt(true[dim:]))).T * basis.longest
         return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()), moments.source)
 
@@ -241,6 +249,44 @@ class PcaEncoder(Encoder):
             weights[name].numpy() for name in ("mean", "components", "gain", "residual")
         )
         return cls(basis, mean, components, gain, residual, int(manifest["above_noise"]), manifest["source"])
+
+
+def _shrunk(moments: Moments, records: float, bands: NDArray[np.intp]) -> tuple[Array, Array, float]:
+    """Mean [p] and covariance [p, p], each block of them times what of its mean square is not noise.
+
+    That is the linear estimate of least squared error, of entries of one size around zero, with the size estimated
+    from the block (Efron and Morris 1973). A diagonal is drawn towards its block's mean instead. The third is the
+    largest sum, over a row, of the variances of the noise that is left.
+    """
+    deviation = moments.noise(records)
+    ratio = STEPS / CONSTANT  # of the mean's noise to the second moments'
+    mean, noise = moments.mean(records), deviation**2
+    blocks = [slice(low, high) for low, high in pairwise(bands)]
+    for own in blocks:
+        mean[own] *= _signal(float(np.mean(mean[own] ** 2)), ratio**2 * noise)
+    covariance = moments.second(records) - np.outer(mean, mean)
+    variance = noise * (1 + ratio**2 * np.add.outer(mean**2, mean**2))
+    np.fill_diagonal(variance, 2 * np.diag(variance))
+    weight, towards = np.ones_like(variance), np.zeros_like(variance)
+    for row in blocks:
+        for column in blocks:
+            beside = np.ones(variance[row, column].shape, dtype=bool)
+            if row == column:
+                np.fill_diagonal(beside, False)
+                diagonal = np.diag(covariance)[row]
+                share = _signal(float(diagonal.var()), float(np.diag(variance)[row].mean()))
+                np.fill_diagonal(weight[row, row], share if len(diagonal) > 1 else 1.0)
+                np.fill_diagonal(towards[row, row], diagonal.mean())
+            if beside.any():
+                square = float(np.mean(covariance[row, column][beside] ** 2))
+                weight[row, column][beside] = _signal(square, float(variance[row, column][beside].mean()))
+    covariance = towards + weight * (covariance - towards)
+    return mean, covariance, float((weight**2 * variance).sum(axis=1).max())
+
+
+def _signal(square: float, noise: float) -> float:
+    """Part of a mean square that noise of known variance does not explain."""
+    return max(square - noise, 0.0) / square if square > 0 else 0.0
 
 
 def _low_frequencies(schema: RecordSchema, size: int) -> Array:

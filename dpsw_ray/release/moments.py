@@ -156,13 +156,12 @@ class Moments:
         """Noisy mean, array of size [p], of so many records."""
         return np.asarray(self.matrix[:-1, -1] / (float(STEPS) * CONSTANT * records))
 
-    def covariance(self, records: float) -> NDArray[np.float64]:
-        """Noisy covariance, array of size [p, p], of so many records; perhaps with negative eigenvalues."""
-        mean = self.mean(records)
-        return np.asarray(self.matrix[:-1, :-1] / (float(STEPS) ** 2 * records) - np.outer(mean, mean))
+    def second(self, records: float) -> NDArray[np.float64]:
+        """Noisy mean of x x^T, array of size [p, p], of so many records; perhaps with negative eigenvalues."""
+        return np.asarray(self.matrix[:-1, :-1] / (float(STEPS) ** 2 * records))
 
     def noise(self, records: float) -> float:
-        """Standard deviation of the noise beside the diagonal of the covariance of so many records."""
+        """Standard deviation of the noise beside the diagonal of `second`."""
         return self.noise_std * math.sqrt(0.5) / (float(STEPS) ** 2 * records)
 
     def save(self, folder: Path) -> None:
