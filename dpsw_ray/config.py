@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dpsw_ray.config_file import load_model, shown
+from dpsw_ray.config_fields import Number, Real, Section, Share, StepSize, Text, Whole, or_auto
+from dpsw_ray.config_file import load_model
 
 __all__ = [
     "ClusterConfig",
@@ -21,35 +22,13 @@ __all__ = [
     "EvaluationConfig",
     "FlowConfig",
     "GeneratorConfig",
-    "Number",
     "PathsConfig",
     "PrivacyConfig",
-    "Real",
     "ReleaseConfig",
     "RunConfig",
-    "Section",
-    "Text",
     "TrackingConfig",
-    "Whole",
     "load_config",
 ]
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` (no dot) as text; people write it all the time, so take it as the number it is."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, found {shown(value)}")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _text(value: Any) -> Any:
-    """A name or a class label may look like a whole number."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _test_fraction(given: dict[str, Any]) -> float:
@@ -58,52 +37,8 @@ def _test_fraction(given: dict[str, Any]) -> float:
     return 0.0 if given.get("public_fraction") == 0.0 and not own else 0.2
 
 
-def _or_auto(least: float, most: float, whole: bool) -> Callable[[Any], Any]:
-    """Reads a number within bounds, or `auto`: a union would name each of its parts in a message."""
-
-    def read(value: Any) -> Any:
-        if value == "auto":
-            return value
-        value = _number(value)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if not number or (whole and value != int(value)):
-            raise ValueError(f"must be a {'whole ' if whole else ''}number or auto, found {shown(value)}")
-        if value < least:
-            raise ValueError(f"must be at least {least:g}, found {shown(value)}")
-        if value > most:
-            raise ValueError(f"must be at most {most:g}, found {shown(value)}")
-        return int(value) if whole else float(value)
-
-    return read
-
-
-def _step_size(value: Any) -> Any:
-    value = _number(value)
-    if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"must be a positive number or auto, found {shown(value)}")
-    return value
-
-
-def _share(value: Any) -> Any:
-    value = _number(value)
-    if value != "auto" and not (isinstance(value, int | float) and 0 < value < 1):
-        raise ValueError(f"must be a number between 0 and 1, or auto, found {shown(value)}")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Real = Annotated[Number, Field(allow_inf_nan=False)]
-Whole = Annotated[int, BeforeValidator(_number)]
-Text = Annotated[str, BeforeValidator(_text)]
-
 _NAME = r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$"
 """A run's name becomes a folder: `.` and `..` must not be among them."""
-
-
-class Section(BaseModel):
-    """A part of a config: unknown keys are mistakes, and nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PathsConfig(Section):
@@ -194,7 +129,7 @@ class EncoderConfig(Section):
 
     kind: Literal["conv", "dcgan32", "dcgan64", "vgg64", "mlp", "identity", "dp_pca"] = "conv"
     latent_dim: Whole = Field(8, ge=2, le=4096)
-    share: Annotated[float | Literal["auto"], BeforeValidator(_share)] = Field(
+    share: Share = Field(
         "auto", description="dp_pca: of the run's squared mu; auto: as much as the planner's model says"
     )
     basis: Whole = Field(
@@ -309,17 +244,17 @@ class ReleaseConfig(Section):
     `auto` leaves frames, bins and smoothing to the planner (dpswflow-h); elsewhere it stands for 16, 32 and 1.
     """
 
-    frames: Annotated[int | Literal["auto"], BeforeValidator(_or_auto(1, 2**31, True))] = Field(
+    frames: Annotated[int | Literal["auto"], BeforeValidator(or_auto(1, 2**31, True))] = Field(
         16, description="orthonormal frames m; directions K = m * latent dimension"
     )
     law: Literal["haar", "iid"] = Field("haar", description="noisy projections: the law of the directions")
     directions: Whole | None = Field(
         None, ge=1, description="noisy projections: K, rounded up to whole frames under haar; default: frames"
     )
-    bins: Annotated[int | Literal["auto"], BeforeValidator(_or_auto(2, 4096, True))] = Field(
+    bins: Annotated[int | Literal["auto"], BeforeValidator(or_auto(2, 4096, True))] = Field(
         32, description="cells per direction, the room for the tails included"
     )
-    smoothing: Annotated[float | Literal["auto"], BeforeValidator(_or_auto(0.0, 64.0, False))] = Field(
+    smoothing: Annotated[float | Literal["auto"], BeforeValidator(or_auto(0.0, 64.0, False))] = Field(
         1.0, description="sigma, in bin widths"
     )
     expected_records: Whole | None = Field(
@@ -365,9 +300,7 @@ class FlowConfig(Section):
     subset: Whole | None = Field(
         None, ge=1, description="directions used in each step, drawn anew from those released; default: all"
     )
-    step_size: Annotated[float | Literal["auto"], BeforeValidator(_step_size)] = Field(
-        "auto", description="h; auto: the full transport step h = d"
-    )
+    step_size: StepSize = Field("auto", description="h; auto: the full transport step h = d")
     schedule: Literal["auto", "constant", "cosine", "inverse"] = Field(
         "auto",
         description="of the step size; inverse falls like 1 / t, which averages over noisy rounds; auto: constant for "

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dpsw_ray.config import DataConfig, PrivacyConfig, Real, ReleaseConfig, RunConfig, Section, Text, Whole
+from dpsw_ray.config import DataConfig, PrivacyConfig, ReleaseConfig, RunConfig
+from dpsw_ray.config_fields import Real, Section, Text, Whole
 from dpsw_ray.config_file import load_model
 
 __all__ = [

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from dpsw_ray.config import Number, Real, RunConfig, Section, Text, Whole
+from dpsw_ray.config import RunConfig
+from dpsw_ray.config_fields import Number, Real, Section, Text, Whole
 from dpsw_ray.config_file import explain_mistakes, make_config, put_value, read_values
 from dpsw_ray.errors import UserError
 
