@@ -1,7 +1,7 @@
 """An encoder without public records: what its noise leaves of the components, and what limits the samples.
 
     python benchmarks/private_encoder.py --json private_encoder.json
-    python benchmarks/private_encoder.py --cnn
+    python benchmarks/private_encoder.py --cnn 1 10
 
 Fashion-MNIST's 60,000 training images, replace-one, delta 1e-5, `encoder.share: auto`. The first table: variance that
 the components hold, over what as many exact components hold, of the noisy matrix as it is (`plain`) and with bands of
@@ -146,7 +146,14 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--home", type=Path, default=Path("runs/home"), help="where downloaded images lie")
-    options.add_argument("--cnn", action="store_true", help="also the second table, one seed: half an hour")
+    options.add_argument(
+        "--cnn",
+        type=float,
+        nargs="*",
+        choices=[cell[0] for cell in CELLS],
+        default=[],
+        help="epsilons of the second table, one seed: ten minutes each",
+    )
     arguments = options.parse_args()
     images = Images(arguments.home, arguments.quick)
     rows = [
@@ -167,7 +174,7 @@ def main() -> None:
         ],
     )
     accuracies: list[dict[str, Any]] = []
-    for epsilon, dim, frames in CELLS if arguments.cnn else ():
+    for epsilon, dim, frames in (cell for cell in CELLS if cell[0] in arguments.cnn):
         found = limits(images, epsilon, dim, frames, 0)
         accuracies.append({"epsilon": epsilon, "dim": dim, "frames": frames, **found})
         show(
