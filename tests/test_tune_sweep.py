@@ -542,6 +542,7 @@ def test_killed_and_interrupted_it_ends_as_if_it_had_not_been_and_charges_nothin
     for place in (whole, killed):
         write_sweep(place, **{**LONG, "set": LONG["set"] | {"tracking.enabled": True}})
     moments = ["s/releases/*/release/*.json", "s/trials/*/trial.json"]
+    unharmed = child(whole)  # beside the other: both wait more than they work
     # At random moments after those two: as many more as DPSW_KILLS asks for.
     moments += [""] * (int(os.environ.get("DPSW_KILLS", "2")) - len(moments))
     for number, moment in enumerate(moments):
@@ -565,8 +566,7 @@ def test_killed_and_interrupted_it_ends_as_if_it_had_not_been_and_charges_nothin
         found = [row["status"] for row in trials(killed)]
         assert "finished" in found and "pending" in found
         assert "to do" in (killed / "s" / "report.html").read_text()
-    for place, options in ((whole, []), (killed, ["--resume"])):
-        process = child(place, *options)
+    for place, process in ((killed, child(killed, "--resume")), (whole, unharmed)):
         out, err = process.communicate(timeout=500)
         assert (process.returncode, err) == (0, ""), out
         assert len(charges(place)) == 2
