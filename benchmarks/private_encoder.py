@@ -39,20 +39,21 @@ from dpsw_ray.slicing.grid import BinGrid
 
 Array = NDArray[np.float64]
 RELATION: Relation = "replace_one"
-DELTA, CLASSES, GRID, TRAINED = 1e-5, 10, BinGrid(48, 1.0), 20_000
+DELTA, CLASSES, GRID = 1e-5, 10, BinGrid(48, 1.0)
 BASES, DIM = (100, 200, 400), 32  # of the first table
 CELLS = ((0.2, 32, 32), (1.0, 48, 32), (10.0, 48, 64))  # epsilon, dimension and frames of the second
 DEFAULTS = EncoderConfig()
 
 
 class Images:
-    """Fashion-MNIST as arrays, and exact moments in each basis."""
+    """Fashion-MNIST as arrays, and exact moments in each basis; `trained` is how many records a CNN gets."""
 
     def __init__(self, home: Path, quick: bool) -> None:
         source = open_source(DataConfig(source="fashion_mnist"), home)
         self.schema = source.schema
         self.train, self.labels = _part(source, "train")
         self.test, self.test_labels = _part(source, "test")
+        self.trained = 1_000 if quick else 20_000
         if quick:
             self.train, self.labels = self.train[:6_000], self.labels[:6_000]
         self._sums: dict[int, tuple[BasisEncoder, NDArray[np.int64]]] = {}
@@ -109,7 +110,7 @@ def _covariance(moments: Moments, number: int) -> Array:
 
 def limits(images: Images, epsilon: float, dim: int, frames: int, seed: int) -> dict[str, float]:
     """CNN accuracies on real test images, one thing after the other made as a run has it."""
-    chosen = np.random.default_rng(seed).permutation(len(images.train))[:TRAINED]
+    chosen = np.random.default_rng(seed).permutation(len(images.train))[: images.trained]
     basis, moments = images.moments(DEFAULTS.basis, epsilon, seed)
     encoder = PcaEncoder.fit(basis, moments, dim, len(images.train), DEFAULTS.residual)
     latents, labels = bounded(encoder.encode(images.train), images.labels)
@@ -127,7 +128,7 @@ def limits(images: Images, epsilon: float, dim: int, frames: int, seed: int) -> 
         with open_cluster(ClusterConfig(executor="local", actors=1)) as cluster:
             flow = solve(
                 denoise(Release.from_plan(plan, table[None], {"publishable": False})),
-                FlowConfig(particles=TRAINED, kernel="numba"),
+                FlowConfig(particles=images.trained, kernel="numba"),
                 sphere=False,
                 seed=seed,
                 cluster=cluster,

@@ -94,7 +94,7 @@ class BasisEncoder(Encoder):
 
     @property
     def bands(self) -> NDArray[np.intp]:
-        """Edges of the runs of coefficients that are of one size: an image's frequencies by half octaves, or all."""
+        """Edges of runs of coefficients of about one size: half octaves in the order of frequencies; a table is one."""
         if self.schema.value_range is None:
             return np.array([0, self.latent_dim])
         channels, octaves = self.schema.shape[-1], math.log2(self.latent_dim) + 1
@@ -181,7 +181,8 @@ class PcaEncoder(Encoder):
         Frequencies that are near another have covariances of about one size: `_shrunk` weighs blocks of them by what
         their noise leaves. Noise on a symmetric matrix then moves an eigenvalue l to l + v / l, v the largest sum of
         its variances in a row, as long as l is above sqrt(v); below that nothing of its direction is seen
-        (Benaych-Georges and Nadakuditi 2011, who have equal variances): variances are mended by the inverse.
+        (Benaych-Georges and Nadakuditi 2011, who have equal variances): variances are mended by the inverse, and below
+        that taken as they come out.
 
         Args:
             basis: that the moments were summed in.
