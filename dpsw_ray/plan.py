@@ -30,6 +30,7 @@ __all__ = [
     "make_moments_plan",
     "make_plan",
     "planned",
+    "register_account",
     "run_events",
 ]
 
@@ -39,6 +40,19 @@ def ledger_account(config: RunConfig) -> str:
     if config.privacy.publishable:
         return config.account
     return f"{config.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
+
+
+def register_account(config: RunConfig, ledger: Ledger, info: DatasetInfo) -> str:
+    """Registers the account that a run charges and pins how its records are divided; returns the account's name.
+
+    Raises:
+        UserError: it is registered with other promises, or was charged for records that were divided in another way.
+    """
+    p, name = config.privacy, ledger_account(config)
+    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    if p.publishable:
+        ledger.divide(name, info.division)
+    return name
 
 
 def encoder_events(config: RunConfig) -> tuple[Event, ...]:

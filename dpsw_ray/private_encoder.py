@@ -15,7 +15,7 @@ from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.encoders.pca import BasisEncoder, PcaEncoder
 from dpsw_ray.errors import UserError
-from dpsw_ray.plan import encoder_events, ledger_account, make_moments_plan, make_plan
+from dpsw_ray.plan import encoder_events, ledger_account, make_moments_plan, make_plan, register_account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.protocol import is_charged, release_moments_once
 from dpsw_ray.progress import Progress
@@ -56,8 +56,7 @@ def private_encoder(
     basis_dir = folder / "encoder" / "basis"
     if not (basis_dir / "encoder.json").exists():
         basis.save(basis_dir)
-    name = ledger_account(config)
-    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    name = register_account(config, ledger, data.info)
     stored = (moments_dir / "manifest.json").exists()
     if not stored:
         _check_room(config, data, folder, ledger)

@@ -29,7 +29,14 @@ from dpsw_ray.flow.particles import allocate
 from dpsw_ray.flow.solver import FlowResult, Watch, flow_steps, solve
 from dpsw_ray.generator.training import generator_steps, train_generator
 from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import charged_events, encoder_events, ledger_account, make_plan, planned
+from dpsw_ray.plan import (
+    charged_events,
+    encoder_events,
+    ledger_account,
+    make_plan,
+    planned,
+    register_account,
+)
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
@@ -101,17 +108,17 @@ def run(
         with timings.phase("data", hidden=hidden):
             data = divided_data(config, cluster, progress)
             check_delta(config, data)
-        secret = bool(encoder_events(config)) and (hidden or config.privacy.publishable)
-        with timings.phase("encoder", hidden=secret):
+        # How long work on private records takes may depend on what they are, not only on how many.
+        masked = hidden or config.privacy.publishable
+        with timings.phase("encoder", hidden=bool(encoder_events(config)) and masked):
             encoder = _encoder(config, cluster, data, folder.path, ledger, progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")
         stored = (folder / "release" / "manifest.json").exists()
-        with timings.phase("private latents", hidden=hidden):
+        with timings.phase("private latents", hidden=masked):
             if not stored or config.evaluation.research:  # otherwise no private record is looked at again
                 progress.say("Encoding private records (on the private side)")
                 shards.call("encode", retry=True)
-        # Work under masks: how long it takes may depend on what the records are, not only on how many.
-        with timings.phase("release", hidden=hidden or config.privacy.publishable):
+        with timings.phase("release", hidden=masked):
             release = _release(config, data, encoder, shards, folder / "release", ledger, progress)
         with timings.phase("denoise"):
             rounds = denoise(release, config.flow.denoising)
@@ -300,8 +307,7 @@ def _release(
     ledger: Ledger,
     progress: Progress,
 ) -> Release:
-    p, name = config.privacy, ledger_account(config)
-    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    name = register_account(config, ledger, data.info)
     stored = (folder / "manifest.json").exists()
     progress.say(
         f"Using the release stored in {folder}: nothing is charged"
@@ -319,7 +325,7 @@ def _release(
         ledger=ledger,
         account=name,
         run_id=config.name,
-        noise_seed=p.noise_seed,
+        noise_seed=config.privacy.noise_seed,
         manifest=lambda plan: release_manifest(config, plan, data.info, encoder, ledger),
     )
     if release.manifest.get("encoder", {}) != encoder.source:

@@ -16,7 +16,7 @@ from dpsw_ray.exhibits import followed
 from dpsw_ray.files import write_bytes, write_json
 from dpsw_ray.flow.solver import FlowResult
 from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.plan import ledger_account, register_account
 from dpsw_ray.progress import Progress
 from dpsw_ray.publish import Results, publish
 from dpsw_ray.release.quantiles import denoise
@@ -76,7 +76,7 @@ def run_federated(
         progress.say(f"Preparing {users:,} users (on the private side)")
         for step in ("encode", "arrange", "fill", "finish"):
             shards.call(step, retry=True)
-        ledger.register(ledger_account(config), p.relation, p.unit, p.delta, publishable=p.publishable)
+        register_account(config, ledger, data.info)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)
         release = merged(rounds, config)
         if not (folder / "release" / "manifest.json").exists():

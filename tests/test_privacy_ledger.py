@@ -117,6 +117,29 @@ def test_a_registration_cannot_change(ledger: Ledger, change: dict[str, object],
         ledger.register("digits", **asked)  # type: ignore[arg-type]
 
 
+def test_a_data_set_is_divided_in_one_way(ledger: Ledger) -> None:
+    half = {"source": "digits", "public_fraction": 0.5, "test_fraction": None, "columns": ["a"]}
+    ledger.divide("digits", half)
+    rows = len(ledger.rows())
+    ledger.divide("digits", dict(reversed(half.items())))
+    assert len(ledger.rows()) == rows
+    with pytest.raises(UserError, match=r"divided already, .* change public_fraction 0\.5 to 0\.0, seed none to 3: "):
+        ledger.divide("digits", {**half, "public_fraction": 0.0, "seed": 3})
+    with pytest.raises(UserError, match="Data set mnist is not registered"):
+        ledger.divide("mnist", half)
+    assert len(Ledger(ledger.path).rows()) == rows
+    ledger.verify()
+
+
+def test_a_second_division_in_the_log_is_damage(ledger: Ledger) -> None:
+    ledger.divide("digits", {"public_fraction": 0.5})
+    body = {"dataset": "digits", "division": {"public_fraction": 0.0}, "time": "2026-01-01"}
+    with ledger._chain.transaction(write=True) as connection:
+        ledger._chain.append(connection, ledger._chain.rows(connection), "divide", body)
+    with pytest.raises(UserError, match="damaged: entry 3 is no divide"):
+        Ledger(ledger.path)
+
+
 def test_unknown_names_units_and_values_are_refused(ledger: Ledger) -> None:
     for call in (ledger.total, ledger.entries, lambda name: ledger.charge(name, _release(), "run")):
         with pytest.raises(UserError, match=r"Data set mnist is not registered in .*; registered: digits"):

@@ -197,6 +197,22 @@ def test_a_latent_depends_on_its_record_alone(digits: np.ndarray) -> None:
     assert np.array_equal(encoder.decode(latents)[3:4], encoder.decode(latents[3:4]))
 
 
+def test_what_is_left_out_is_drawn_where_pixels_have_room_for_it(digits: np.ndarray) -> None:
+    """Pixels decoded at an end of their range stay there; over all, as much is drawn as the moments tell of."""
+    basis = BasisEncoder.make(IMAGES, 64, 1.0)
+    moments = exact_moments(basis, digits)
+    smooth, drawn = (PcaEncoder.fit(basis, moments, 8, len(digits), share) for share in (0.0, 1.0))
+    latents = smooth.encode(digits)
+    before, after = (each.decode(latents).astype(float) for each in (smooth, drawn))
+    scaled = (latents / smooth._gain) @ smooth._components.T + smooth._mean
+    dark = (scaled @ basis.basis <= -1).reshape(before.shape)
+    assert 0.1 < dark.mean() < 0.6
+    assert (after[dark] == 0).all()
+    assert ((after - before)[~dark] ** 2).mean() > 1
+    left = ((digits - before) ** 2).mean()
+    assert 0.7 * left < ((after - before) ** 2).mean() < 1.1 * left  # what is clipped is missing
+
+
 def test_the_basis_is_orthonormal_in_every_channel() -> None:
     schema = RecordSchema("image", (6, 5, 3), value_range=(0, 255))
     basis = BasisEncoder.make(schema, 47, 0.5).basis

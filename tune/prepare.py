@@ -19,7 +19,7 @@ from dpsw_ray.config import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.files import atomic_path
-from dpsw_ray.plan import ledger_account, make_plan
+from dpsw_ray.plan import make_plan, register_account
 from dpsw_ray.privacy.accountants import Account, account
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import EpsilonBounds
@@ -177,10 +177,10 @@ def _release_all(
     progress: Progress,
 ) -> None:
     config = groups[0].config
-    p, name = config.privacy, ledger_account(config)
+    p = config.privacy
     if all((group.folder / "release" / "manifest.json").exists() for group in groups):
         progress.say("Using the stored releases: nothing is charged")
-    ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
+    name = register_account(config, ledger, data.info)
     if fresh := [events[group.number] for group in groups if not (group.folder / "release").exists()]:
         ledger.check(name, p.relation, fresh)  # refused as a whole, before anything is made or charged
     encoders = {_encoder_key(group.config): group.encoder for group in groups}

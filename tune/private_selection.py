@@ -31,7 +31,7 @@ from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_bytes, write_json
-from dpsw_ray.plan import ledger_account, make_plan
+from dpsw_ray.plan import ledger_account, make_plan, register_account
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import PrivateSelectionEvent
 from dpsw_ray.privacy.ledger import Ledger, LedgerEntry
@@ -82,7 +82,7 @@ def select_privately(
         if not manifest.exists():
             trials = _Trials(plan, data, encoder, encoder_dir, room, mu)
             trials.check()
-            ledger.register(ledger_account(base), p.relation, p.unit, p.delta, publishable=p.publishable)
+            register_account(base, ledger, data.info)
             entry = _pay(event, room, folder, ledger, plan)
             progress.say(
                 "Making a secret number of trials on the private side: charged once, the best alone is shown"

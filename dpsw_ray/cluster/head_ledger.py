@@ -129,6 +129,7 @@ class HeadLedger(Ledger):
         return collect([outcome])[0]
 
     register = _on_head(Ledger.register)
+    divide = _on_head(Ledger.divide)
     set_cap = _on_head(Ledger.set_cap)
     check = _on_head(Ledger.check)
     charge = _on_head(Ledger.charge)

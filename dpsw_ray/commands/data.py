@@ -40,7 +40,7 @@ def import_(
     """
     from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.output import resolve_output
-    from dpsw_ray.plan import ledger_account
+    from dpsw_ray.plan import ledger_account, register_account
     from dpsw_ray.private.ingest import ingest
     from dpsw_ray.run import check_relation
 
@@ -53,6 +53,7 @@ def import_(
         # Registered, so that no run may ask for another relation than the one that this division keeps.
         ledger.register(ledger_account(run), p.relation, p.unit, p.delta, publishable=p.publishable)
         info = ingest(run.data, run.home, p.relation, processes or os.cpu_count() or 1)
+        register_account(run, ledger, info)
     show({"data set": run.data.account, "relation": run.privacy.relation, **info.to_dict()}, as_json)
 
 

@@ -83,6 +83,7 @@ class DatasetInfo:
         test_count: records in the test part.
         private_count: N, or None where it is private (`add_remove`).
         folder: where the data set is stored.
+        division: what decides which part a record goes to, as JSON values.
     """
 
     schema: RecordSchema
@@ -92,6 +93,7 @@ class DatasetInfo:
     test_count: int
     private_count: int | None
     folder: Path
+    division: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """The info as JSON values; `private_count` is absent where N is private."""
@@ -104,6 +106,7 @@ class DatasetInfo:
             "test_count": self.test_count,
             **counts,
             "folder": str(self.folder),
+            "division": dict(self.division),
         }
 
     @classmethod
@@ -118,6 +121,7 @@ class DatasetInfo:
             test_count=int(values["test_count"]),
             private_count=int(private) if private is not None else None,
             folder=Path(values["folder"]),
+            division=dict(values["division"]),
         )
 
 
@@ -224,7 +228,12 @@ def read_info(folder: Path) -> DatasetInfo:
         if manifest["format"] != _FORMAT:
             raise ValueError("format")
         counts = {f"{part}_count": count for part, count in manifest["counts"].items()}
-        return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder)})
+        division = {
+            "source": manifest["source"],
+            "columns": manifest["schema"]["columns"],
+            **manifest["split"],
+        }
+        return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder), "division": division})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(folder, "its dataset.json is missing or damaged") from None
 

@@ -38,6 +38,8 @@ _WHITENING = (
     0.5  # power of a component's deviation that its latent is divided by: 0 for none, 1 for white latents
 )
 _SMALLEST = 1e-3  # of the first component's variance, that a component is taken to have at least
+_STORED = ("mean", "components", "gain", "residual", "room", "rows", "offset")
+_LEAST_ROOM = 0.08  # of a value's box, whose whole is 1: what dark corners' noise is divided by at least
 
 
 class BasisEncoder(Encoder):
@@ -125,7 +127,10 @@ class BasisEncoder(Encoder):
         self, latents: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]] | None = None
     ) -> NDArray[Any]:
         """Coefficients [n, p] in units of the ball to records [n, *shape], clipped to the box."""
-        scaled = np.asarray(latents, dtype=np.float64) @ self.basis * self.longest
+        return self.from_box(np.asarray(latents, dtype=np.float64) @ self.basis * self.longest)
+
+    def from_box(self, scaled: Array) -> NDArray[Any]:
+        """Values [n, size], in [-1, 1] between the ends of their box, to records [n, *shape]; clipped to the box."""
         middle, half = self.box.mean(axis=1), (self.box[:, 1] - self.box[:, 0]) / 2
         values = np.clip(middle + half * scaled, self.box[:, 0], self.box[:, 1])
         return to_records(values.reshape(-1, *self.schema.shape), self.schema)
@@ -162,6 +167,9 @@ class PcaEncoder(Encoder):
         components: Array,
         gain: Array,
         residual: Array,
+        room: Array,
+        rows: Array,
+        offset: Array,
         above_noise: int,
         source: Mapping[str, str],
     ) -> None:
@@ -169,8 +177,7 @@ class PcaEncoder(Encoder):
         self.latent_dim, self.sphere = len(gain), False
         self.above_noise, self.source = above_noise, dict(source)
         self._mean, self._components, self._gain, self._residual = mean, components, gain, residual
-        self._rows = _on_lattice(components.T @ basis.basis)
-        self._offset = components.T @ mean
+        self._room, self._rows, self._offset = room, rows, offset
 
     @classmethod
     def fit(
@@ -204,7 +211,14 @@ class PcaEncoder(Encoder):
         gain /= _REACH * math.sqrt(float((kept * gain**2).sum())) * basis.longest
         mean *= basis.longest
         left_out = (vectors[:, dim:] * (residual * np.sqrt(true[dim:]))).T * basis.longest
-        return cls(basis, mean, vectors[:, :dim].copy(), gain, left_out, int(seen.sum()), moments.source)
+        components = vectors[:, :dim].copy()
+        spread = ((components * (np.sqrt(kept) * basis.longest)).T @ basis.basis) ** 2
+        room = np.maximum(1 - (mean @ basis.basis) ** 2 - spread.sum(axis=0), _LEAST_ROOM)
+        # Stored rather than computed again: another processor's matrix product may round otherwise.
+        rows, offset = _on_lattice(components.T @ basis.basis), components.T @ mean
+        return cls(
+            basis, mean, components, gain, left_out, room, rows, offset, int(seen.sum()), moments.source
+        )
 
     def encode(self, records: NDArray[Any], labels: NDArray[np.integer[Any]] | None = None) -> Array:
         """Records [n, *shape] to latents [n, d] in the unit ball; NaN for a record that has none."""
@@ -217,13 +231,18 @@ class PcaEncoder(Encoder):
 
         What the components leave out is drawn with the variances that the moments tell of, from each latent's own
         bytes: the same latent gives the same record. Records without it are smoother than any real one, and a network
-        that learns from them does worse on real ones.
+        that learns from them does worse on real ones. A value near an end of its box has little room to vary: one at
+        x in [-1, 1] gets that variance times 1 - x^2, over the expectation of 1 - x^2, so that a dark background
+        stays dark.
         """
         points = np.array(latents, dtype=np.float64, order="C").reshape(-1, self.latent_dim)
-        coefficients = self._mean + (points / self._gain) @ self._components.T
+        scaled = (self._mean + (points / self._gain) @ self._components.T) @ self.basis.basis
         if self._residual.any():
-            coefficients += _drawn(points, len(self._residual)) @ self._residual
-        return self.basis.decode(coefficients / self.basis.longest)
+            room = np.maximum(1 - scaled**2, 0.0) / self._room
+            scaled += np.sqrt(room) * (
+                _drawn(points, len(self._residual)) @ self._residual @ self.basis.basis
+            )
+        return self.basis.from_box(scaled)
 
     def manifest(self) -> dict[str, Any]:
         """The basis's manifest, and what the moments said."""
@@ -231,25 +250,17 @@ class PcaEncoder(Encoder):
 
     def weights(self) -> dict[str, Tensor]:
         """Basis, mean, components, their scaling, and what is left out."""
-        own = {
-            "mean": self._mean,
-            "components": self._components,
-            "gain": self._gain,
-            "residual": self._residual,
-        }
         return {
             **self.basis.weights(),
-            **{key: torch.from_numpy(np.ascontiguousarray(x)) for key, x in own.items()},
+            **{name: torch.from_numpy(np.ascontiguousarray(getattr(self, f"_{name}"))) for name in _STORED},
         }
 
     @classmethod
     def restore(cls, manifest: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> PcaEncoder:
         """The inverse of `manifest` and `weights`; the device plays no part."""
         basis = BasisEncoder.restore(manifest, weights, device)
-        mean, components, gain, residual = (
-            weights[name].numpy() for name in ("mean", "components", "gain", "residual")
-        )
-        return cls(basis, mean, components, gain, residual, int(manifest["above_noise"]), manifest["source"])
+        stored = {name: weights[name].numpy() for name in _STORED}
+        return cls(basis, **stored, above_noise=int(manifest["above_noise"]), source=manifest["source"])
 
 
 def _shrunk(moments: Moments, records: float, bands: NDArray[np.intp]) -> tuple[Array, Array, float]:

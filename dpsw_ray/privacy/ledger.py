@@ -3,8 +3,10 @@
 * Charge before release: `Ledger.charge` returns once the entry is on disk, and nothing noisy may leave a
   mechanism before it has. A crash then wastes budget but never hides any. The caller makes the release id
   first, so that after a crash `Ledger.find_charge` tells whether it had been charged.
-* Registrations, charges and changes of a cap are one log (`dpsw_ray.privacy.chain`): every call reads it through
-  its hash chain.
+* Registrations, divisions, charges and changes of a cap are one log (`dpsw_ray.privacy.chain`): every call reads it
+  through its hash chain.
+* A data set is divided into public, private and test parts in one way: what one division protects, another would
+  publish as public, and no charge would tell.
 * A cap is a filter (`dpsw_ray.privacy.filters`): its theorem holds for charges chosen after seeing earlier
   releases, as long as cap and filter were not. A cap may therefore be lowered at any time; raising or lifting one
   gives up what was promised, has to be asked for by name, and stays in the log. For the same reason a filter
@@ -16,9 +18,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
-import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,65 +27,13 @@ from typing import Any
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import bound, compose_mu
 from dpsw_ray.privacy.chain import Chain, Row, head_of
-from dpsw_ray.privacy.events import Event, common_unit, event_from_dict
+from dpsw_ray.privacy.events import Event, common_unit
 from dpsw_ray.privacy.filters import Cap, Filter, Spending, check_countable, check_filter, make_cap
 from dpsw_ray.privacy.gaussian import EpsilonBounds, check_delta
+from dpsw_ray.privacy.ledger_log import CapEntry, DatasetEntry, LedgerEntry, Log, read_log
 from dpsw_ray.privacy.relations import Relation, Unit, check_relation, check_unit
 
 __all__ = ["CapEntry", "DatasetEntry", "Ledger", "LedgerEntry", "LedgerHead", "LedgerTotal"]
-
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """A registered data set.
-
-    Args:
-        name: what charges go by.
-        id: random; says nothing about the records.
-        relation: events are evaluated under it.
-        unit: all charges must protect it.
-        delta: at which totals and the cap are given.
-        publishable: False for research accounts, whose releases must not be published.
-        cap: what all charges together may reach now, None for no limit.
-        time: of registration, UTC, ISO 8601.
-    """
-
-    name: str
-    id: str
-    relation: Relation
-    unit: Unit
-    delta: float
-    publishable: bool
-    cap: Cap | None
-    time: str
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One charge; `entry_hash` pins it and everything before it."""
-
-    seq: int
-    charge_id: str
-    release_id: str
-    dataset: str
-    publishable: bool
-    events: tuple[Event, ...]
-    run_id: str
-    note: str
-    time: str
-    entry_hash: str
-
-
-@dataclass(frozen=True)
-class CapEntry:
-    """One change of a cap after the registration; `raised` where it gave up what had been promised."""
-
-    seq: int
-    dataset: str
-    cap: Cap | None
-    raised: bool
-    time: str
-    entry_hash: str
 
 
 @dataclass(frozen=True)
@@ -125,41 +74,6 @@ class LedgerHead:
 
     hash: str
     entries: int
-
-
-@dataclass(frozen=True)
-class _Charge:
-    """A charge whose events are not parsed yet: most calls need few of them."""
-
-    row: Row
-    values: Mapping[str, Any]
-
-    @property
-    def dataset(self) -> str:
-        return str(self.values["dataset"])
-
-    def events(self) -> tuple[Event, ...]:
-        return tuple(event_from_dict(event) for event in self.values["events"])
-
-    def entry(self) -> LedgerEntry:
-        assert self.row.release_id is not None
-        values = {**self.values, "events": self.events()}
-        return LedgerEntry(
-            seq=self.row.seq, release_id=self.row.release_id, entry_hash=self.row.entry_hash, **values
-        )
-
-
-@dataclass(frozen=True)
-class _Log:
-    """The log, read."""
-
-    rows: tuple[Row, ...]
-    datasets: dict[str, DatasetEntry]
-    charges: tuple[_Charge, ...]
-    caps: tuple[CapEntry, ...]
-
-    def spent(self, name: str) -> list[Event]:
-        return [event for charge in self.charges if charge.dataset == name for event in charge.events()]
 
 
 class Ledger:
@@ -218,7 +132,7 @@ class Ledger:
         known = self._log().datasets.get(name)
         if known is None:
             with self._chain.transaction(write=True) as connection:
-                log = _parse(self._chain.rows(connection), self.path)
+                log = read_log(self._chain.rows(connection), self.path)
                 known = log.datasets.get(name)  # another process may have been first
                 if known is None:
                     entry = DatasetEntry(name=name, id=uuid.uuid4().hex, **wanted, cap=limit, time=_now())
@@ -233,6 +147,37 @@ class Ledger:
                 "`dpsw ledger cap` changes it."
             )
         return known
+
+    def divide(self, name: str, division: Mapping[str, Any]) -> None:
+        """Pins how the records of a data set are divided, once and for all; the same again writes nothing.
+
+        Args:
+            name: a registered data set.
+            division: what decides which part a record goes to, as JSON values.
+
+        Raises:
+            UserError: it is not registered, or is divided in another way.
+        """
+        if name not in self._log().divisions:
+            with self._chain.transaction(write=True) as connection:
+                log = read_log(self._chain.rows(connection), self.path)
+                self._dataset(log, name)
+                if name not in log.divisions:  # another process may have been first
+                    body = {"dataset": name, "division": dict(division), "time": _now()}
+                    self._chain.append(connection, log.rows, "divide", body)
+                    return
+        known = self._log().divisions[name]
+        changes = [
+            f"{key} {_show(known.get(key))} to {_show(division.get(key))}"
+            for key in {**known, **division}
+            if known.get(key) != division.get(key)
+        ]
+        if changes:
+            raise UserError(
+                f"The records of data set {name} are divided already, as {self.path} says, and this would change "
+                f"{', '.join(changes)}: records that are private there would be public here. Keep to that division "
+                "(or, for research on benchmark data only, set privacy.research: true)."
+            )
 
     def set_cap(
         self, name: str, epsilon: float | None, *, filter: Filter | None = None, raise_: bool = False
@@ -253,7 +198,7 @@ class Ledger:
                 cannot count what was charged.
         """
         with self._chain.transaction(write=True) as connection:
-            log = _parse(self._chain.rows(connection), self.path)
+            log = read_log(self._chain.rows(connection), self.path)
             known = self._dataset(log, name)
             spent = log.spent(name)
             cap = _next_cap(known, spent, epsilon, filter)
@@ -335,7 +280,7 @@ class Ledger:
         """
         release_id = uuid.uuid4().hex if release_id is None else release_id
         with self._chain.transaction(write=True) as connection:
-            log = _parse(self._chain.rows(connection), self.path)
+            log = read_log(self._chain.rows(connection), self.path)
             dataset = self._dataset(log, name)
             for charge in log.charges:
                 if charge.row.release_id == release_id:
@@ -423,7 +368,7 @@ class Ledger:
         with self._chain.transaction(write=False) as connection:
             self._chain.check_file(connection)
             rows = self._chain.rows(connection)
-        for charge in _parse(rows, self.path).charges:
+        for charge in read_log(rows, self.path).charges:
             charge.entry()
         for place, row in enumerate(export, 1):
             if place > len(rows):
@@ -436,12 +381,12 @@ class Ledger:
                 )
         return LedgerHead(head_of(rows), len(rows))
 
-    def _log(self) -> _Log:
+    def _log(self) -> Log:
         with self._chain.transaction(write=False) as connection:
             rows = self._chain.rows(connection)
-        return _parse(rows, self.path)
+        return read_log(rows, self.path)
 
-    def _dataset(self, log: _Log, name: str) -> DatasetEntry:
+    def _dataset(self, log: Log, name: str) -> DatasetEntry:
         if name not in log.datasets:
             known = ", ".join(log.datasets) or "none"
             close = difflib.get_close_matches(name, log.datasets, n=1)
@@ -469,50 +414,6 @@ def _check_name(name: str) -> None:
         )
 
 
-def _parse(rows: Iterable[Row], path: Path) -> _Log:
-    datasets: dict[str, DatasetEntry] = {}
-    charges: list[_Charge] = []
-    caps: list[CapEntry] = []
-    kept = tuple(rows)
-    for row in kept:
-        try:
-            values = json.loads(row.body)
-            if row.kind == "register":
-                entry = DatasetEntry(**{**values, "cap": _read_cap(values["cap"])})
-                datasets[entry.name] = entry
-            elif row.kind == "charge":
-                if not isinstance(values["events"], list) or values["dataset"] not in datasets:
-                    raise ValueError
-                charges.append(_Charge(row, values))
-            elif row.kind == "cap":
-                cap = _read_cap(values.pop("cap"))
-                change = CapEntry(seq=row.seq, cap=cap, entry_hash=row.entry_hash, **values)
-                _check_raised(change, datasets[change.dataset].cap)
-                caps.append(change)
-                datasets[change.dataset] = dataclasses.replace(datasets[change.dataset], cap=cap)
-            else:
-                raise UserError(f"The privacy ledger {path} has entries {row.kind!r} of a newer version.")
-        except (KeyError, TypeError, ValueError, RecursionError):
-            raise UserError(
-                f"The privacy ledger {path} is damaged: entry {row.seq} is no {row.kind} that this program wrote; "
-                "restore a copy."
-            ) from None
-    return _Log(kept, datasets, tuple(charges), tuple(caps))
-
-
-def _check_raised(change: CapEntry, before: Cap | None) -> None:
-    """A cap that rose without saying so was not written by this program."""
-    rose = before is not None and (change.cap is None or change.cap.epsilon > before.epsilon)
-    if rose and not change.raised:
-        raise ValueError
-
-
-def _read_cap(value: Any) -> Cap | None:
-    if value is None:
-        return None
-    return Cap(**value) if isinstance(value, dict) else Cap(value)  # a number: before there were filters
-
-
 def _next_cap(
     known: DatasetEntry, spent: Sequence[Event], epsilon: float | None, filter: Filter | None
 ) -> Cap | None:
@@ -531,7 +432,7 @@ def _next_cap(
     return make_cap(epsilon, known.delta, chosen, before.order)
 
 
-def _check_charge(dataset: DatasetEntry, log: _Log, events: Sequence[Event]) -> None:
+def _check_charge(dataset: DatasetEntry, log: Log, events: Sequence[Event]) -> None:
     """Everything that can be wrong with a charge, before anything is written."""
     if common_unit(events) != dataset.unit:
         raise UserError(

@@ -22,8 +22,8 @@ from dpsw_ray.rounding import format_number
 __all__ = ["Attacker", "RunFacts", "Statement", "attacker", "noise_kinds", "state"]
 
 _NEIGHBOURS = {
-    "replace_one": "one {unit} of the private part is replaced by any other {unit}, its class included; how many "
-    "{unit}s there are is public",
+    "replace_one": "one {unit} of the private part is replaced by any other {unit} that is in neither the public nor "
+    "the test part, its class included; how many {unit}s there are is public",
     "zero_out": "one {unit} of the private part is replaced by an empty one that contributes nothing; how many "
     "{unit}s there are is public",
     "add_remove": "one {unit} is added to the private part or removed from it; how many {unit}s there are is "
