@@ -119,6 +119,27 @@ def test_import_and_show(tmp_path: Path, dpsw: Dpsw, capfd: pytest.CaptureFixtur
     assert code == 0 and "private_count" not in shown
 
 
+def test_one_ledger_knows_one_division_of_a_data_set(tmp_path: Path, dpsw: Dpsw) -> None:
+    """What one home protects, another home's division would publish as public, and no charge would tell."""
+    path, config = table(tmp_path / "t.parquet"), tmp_path / "t.yaml"
+    config.write_text(
+        f"data: {{source: table, path: {path}, label: y}}\nencoder: {{kind: identity}}\n"
+        f"cluster: {{executor: local}}\npaths: {{home: {tmp_path / 'home'}, ledger: {tmp_path / 'ledger.sqlite'}}}\n"
+    )
+    assert dpsw("data", "import", config)[0] == 0
+    other = ("--set", f"paths.home={tmp_path / 'other'}")
+    assert dpsw("data", "import", config, *other)[0] == 0, "the same division, on another disk"
+    divided = ("--set", f"paths.home={tmp_path / 'third'}", "--set", "data.public_fraction=0.25")
+    run = ("flow", config, *divided, "--output", tmp_path / "run")
+    for command in (("data", "import", config, *divided), run):
+        code, _, error = dpsw(*command)
+        assert code == 2 and "public_fraction 0.5 to 0.25: records that are private there" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "release" / "manifest.json").exists()
+    code, _, error = dpsw("data", "import", config, *divided, "--set", "privacy.research=true")
+    assert code == 0, error
+
+
 def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> None:
     config, book = tmp_path / "t.yaml", tmp_path / "ledger.sqlite"
     config.write_text(

@@ -123,7 +123,9 @@ def test_a_data_set_is_divided_in_one_way(ledger: Ledger) -> None:
     rows = len(ledger.rows())
     ledger.divide("digits", dict(reversed(half.items())))
     assert len(ledger.rows()) == rows
-    with pytest.raises(UserError, match=r"divided already, .* change public_fraction 0\.5 to 0\.0, seed none to 3: "):
+    with pytest.raises(
+        UserError, match=r"divided already, .* change public_fraction 0\.5 to 0\.0, seed none to 3: "
+    ):
         ledger.divide("digits", {**half, "public_fraction": 0.0, "seed": 3})
     with pytest.raises(UserError, match="Data set mnist is not registered"):
         ledger.divide("mnist", half)
