@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpsw_ray.config import RunConfig
-from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
+from dpsw_ray.data.split import DatasetInfo, check_pinned, dataset_folder, read_info
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event
@@ -29,6 +29,8 @@ __all__ = [
     "ledger_account",
     "make_moments_plan",
     "make_plan",
+    "pin_division",
+    "pinned_division",
     "planned",
     "register_account",
     "run_events",
@@ -42,17 +44,31 @@ def ledger_account(config: RunConfig) -> str:
     return f"{config.account} (research, {config.privacy.relation}, delta {config.privacy.delta:g})"
 
 
-def register_account(config: RunConfig, ledger: Ledger, info: DatasetInfo) -> str:
-    """Registers the account that a run charges and pins how its records are divided; returns the account's name.
+def register_account(config: RunConfig, ledger: Ledger) -> str:
+    """Registers the account that a run charges; returns its name.
 
     Raises:
-        UserError: it is registered with other promises, or was charged for records that were divided in another way.
+        UserError: it is registered with other promises.
     """
     p, name = config.privacy, ledger_account(config)
     ledger.register(name, p.relation, p.unit, p.delta, publishable=p.publishable)
-    if p.publishable:
-        ledger.divide(name, info.division)
     return name
+
+
+def pinned_division(config: RunConfig, ledger: Ledger) -> Mapping[str, Any] | None:
+    """The only division of its records that a run may have; None where it may have any."""
+    return ledger.division(config.data.account) if config.privacy.publishable else None
+
+
+def pin_division(config: RunConfig, ledger: Ledger, info: DatasetInfo) -> None:
+    """Pins how the run's records are divided, before anything is computed from one of the parts.
+
+    Raises:
+        UserError: another division of them is pinned.
+    """
+    if config.privacy.publishable and info.division:
+        account = config.data.account
+        check_pinned(account, ledger.divide(account, info.division), info.division)
 
 
 def encoder_events(config: RunConfig) -> tuple[Event, ...]:

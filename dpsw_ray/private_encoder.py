@@ -56,7 +56,7 @@ def private_encoder(
     basis_dir = folder / "encoder" / "basis"
     if not (basis_dir / "encoder.json").exists():
         basis.save(basis_dir)
-    name = register_account(config, ledger, data.info)
+    name = register_account(config, ledger)
     stored = (moments_dir / "manifest.json").exists()
     if not stored:
         _check_room(config, data, folder, ledger)

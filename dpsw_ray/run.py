@@ -34,6 +34,8 @@ from dpsw_ray.plan import (
     encoder_events,
     ledger_account,
     make_plan,
+    pin_division,
+    pinned_division,
     planned,
     register_account,
 )
@@ -106,7 +108,7 @@ def run(
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
         with timings.phase("data", hidden=hidden):
-            data = divided_data(config, cluster, progress)
+            data = divided_data(config, cluster, progress, ledger)
             check_delta(config, data)
         # How long work on private records takes may depend on what they are, not only on how many.
         masked = hidden or config.privacy.publishable
@@ -222,14 +224,23 @@ def _expected(config: RunConfig, ledger: Ledger, release: Path) -> tuple[Event, 
         return encoder
 
 
-def divided_data(config: RunConfig, cluster: Cluster, progress: Progress) -> Dataset:
-    """The stored division of the run's data set, made now where it is not there yet."""
+def divided_data(
+    config: RunConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None = None
+) -> Dataset:
+    """The stored division of the run's data set, made now where it is not there yet, and pinned in the ledger.
+
+    Raises:
+        UserError: the source is missing, damaged, or does not fit the config, or another division is pinned.
+    """
     data = open_dataset(config.data, config.home, config.privacy.relation)
     if data is None:
         progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")
-        cluster.run(ingest, config.data, config.home, config.privacy.relation)
+        pinned = None if ledger is None else pinned_division(config, ledger)
+        cluster.run(ingest, config.data, config.home, config.privacy.relation, 1, pinned)
         data = open_dataset(config.data, config.home, config.privacy.relation)
         assert data is not None
+    if ledger is not None:
+        pin_division(config, ledger, data.info)
     return data
 
 
@@ -307,7 +318,7 @@ def _release(
     ledger: Ledger,
     progress: Progress,
 ) -> Release:
-    name = register_account(config, ledger, data.info)
+    name = register_account(config, ledger)
     stored = (folder / "manifest.json").exists()
     progress.say(
         f"Using the release stored in {folder}: nothing is charged"

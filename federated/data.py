@@ -14,6 +14,8 @@ from dpsw_ray.cluster import Cluster
 from dpsw_ray.data import Dataset
 from dpsw_ray.data.split import read_info
 from dpsw_ray.errors import UserError
+from dpsw_ray.plan import pin_division, pinned_division
+from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.progress import Progress
 from dpsw_ray.run import divided_data
 from federated.config import FederatedConfig
@@ -23,13 +25,15 @@ from federated.population.ingest import ingest_users, natural_folder
 __all__ = ["population_data"]
 
 
-def population_data(config: FederatedConfig, cluster: Cluster, progress: Progress) -> tuple[Dataset, int]:
-    """The stored data set and the number of users, made now where it is not there yet.
+def population_data(
+    config: FederatedConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None = None
+) -> tuple[Dataset, int]:
+    """The stored data set and the number of users, made now where it is not there yet, and pinned in the ledger.
 
     Under every relation the number of private *records* is protected: a user may have any number of them.
 
     Raises:
-        UserError: the source is missing, damaged, or does not fit the config.
+        UserError: the source is missing, damaged, or does not fit the config, or another division is pinned.
     """
     if config.data.source == "generated":
         return _generated(config), config.population.users
@@ -41,11 +45,15 @@ def population_data(config: FederatedConfig, cluster: Cluster, progress: Progres
             )
             with _locked(folder.with_name("account")):  # the lock of all divisions of these records
                 if not (folder / "dataset.json").exists():
-                    cluster.run(ingest_users, config, folder)
+                    pinned = None if ledger is None else pinned_division(config, ledger)
+                    cluster.run(ingest_users, config, folder, pinned)
         users = json.loads((folder / "dataset.json").read_text())["users"]
-        return Dataset(read_info(folder)), int(users)
+        data = Dataset(read_info(folder))
+        if ledger is not None:
+            pin_division(config, ledger, data.info)
+        return data, int(users)
     hidden = config.privacy.model_copy(update={"relation": "add_remove"})
-    data = divided_data(config.model_copy(update={"privacy": hidden}), cluster, progress)
+    data = divided_data(config.model_copy(update={"privacy": hidden}), cluster, progress, ledger)
     return data, config.population.users
 
 

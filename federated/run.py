@@ -68,7 +68,7 @@ def run_federated(
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
         with timings.phase("data", hidden=True):
-            data, users = population_data(config, cluster, progress)
+            data, users = population_data(config, cluster, progress, ledger)
             _check_delta(config, users)
         with timings.phase("encoder"):
             encoder = train_encoder(config, data, folder / "encoder", progress)
@@ -76,7 +76,7 @@ def run_federated(
         progress.say(f"Preparing {users:,} users (on the private side)")
         for step in ("encode", "arrange", "fill", "finish"):
             shards.call(step, retry=True)
-        register_account(config, ledger, data.info)
+        register_account(config, ledger)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)
         release = merged(rounds, config)
         if not (folder / "release" / "manifest.json").exists():

@@ -281,7 +281,7 @@ def test_an_import_is_done_once_even_by_several_at_a_time(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(built) == 1 and len(found) == 4 and len(set(found)) == 1
+    assert len(built) == 1 and len(found) == 4 and all(info == found[0] for info in found)
 
 
 def test_a_stored_data_set_needs_its_source_no_more(tmp_path: Path, numbers: np.ndarray) -> None:

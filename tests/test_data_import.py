@@ -133,9 +133,12 @@ def test_one_ledger_knows_one_division_of_a_data_set(tmp_path: Path, dpsw: Dpsw)
     run = ("flow", config, *divided, "--output", tmp_path / "run")
     for command in (("data", "import", config, *divided), run):
         code, _, error = dpsw(*command)
-        assert code == 2 and "public_fraction 0.5 to 0.25: records that are private there" in error
+        assert (
+            code == 2 and "data.public_fraction (there 0.5, here 0.25) would divide it another way" in error
+        )
         assert error.count("\n") == 1
-    assert not (tmp_path / "run" / "release" / "manifest.json").exists()
+        assert not list((tmp_path / "third").rglob("dataset.json"))
+    assert not (tmp_path / "run" / "encoder").exists()
     code, _, error = dpsw("data", "import", config, *divided, "--set", "privacy.research=true")
     assert code == 0, error
 

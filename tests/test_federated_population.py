@@ -17,6 +17,7 @@ from dpsw_ray.cluster import LocalCluster
 from dpsw_ray.config import PathsConfig, RunConfig
 from dpsw_ray.data.split import read_info
 from dpsw_ray.errors import UserError
+from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.progress import Progress
 from dpsw_ray.run import divided_data
 from federated.config import FederatedConfig, load_federated
@@ -224,6 +225,12 @@ def test_a_table_is_divided_by_users_or_by_records_and_not_both(tmp_path: Path) 
     divided_data(by_records.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
     with pytest.raises(UserError, match="records or users as what is divided"):
         population_data(by_users.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
+    ledger = Ledger(tmp_path / "ledger.sqlite")  # knows of no home
+    population_data(by_users, cluster, quiet, ledger)
+    third = by_records.model_copy(update={"paths": PathsConfig(home=tmp_path / "third")})
+    with pytest.raises(UserError, match="records or users as what is divided"):
+        divided_data(third, cluster, quiet, ledger)
+    assert not list((tmp_path / "third").rglob("dataset.json"))
 
 
 def test_a_store_that_another_run_has_mapped_never_changes(tmp_path: Path) -> None:

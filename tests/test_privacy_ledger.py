@@ -117,25 +117,21 @@ def test_a_registration_cannot_change(ledger: Ledger, change: dict[str, object],
         ledger.register("digits", **asked)  # type: ignore[arg-type]
 
 
-def test_a_data_set_is_divided_in_one_way(ledger: Ledger) -> None:
-    half = {"source": "digits", "public_fraction": 0.5, "test_fraction": None, "columns": ["a"]}
-    ledger.divide("digits", half)
+def test_the_first_division_of_records_is_the_one_that_is_kept(ledger: Ledger) -> None:
+    half = {"source": "digits", "public_fraction": 0.5, "test_fraction": None, "columns": ("a",)}
+    assert ledger.division("digits") is None
+    pinned = ledger.divide("digits", half)
+    assert pinned == {**half, "columns": ["a"]} == ledger.division("digits")
     rows = len(ledger.rows())
-    ledger.divide("digits", dict(reversed(half.items())))
-    assert len(ledger.rows()) == rows
-    with pytest.raises(
-        UserError, match=r"divided already, .* change public_fraction 0\.5 to 0\.0, seed none to 3: "
-    ):
-        ledger.divide("digits", {**half, "public_fraction": 0.0, "seed": 3})
-    with pytest.raises(UserError, match="Data set mnist is not registered"):
-        ledger.divide("mnist", half)
+    assert ledger.divide("digits", {**half, "public_fraction": 0.0}) == pinned
     assert len(Ledger(ledger.path).rows()) == rows
+    assert ledger.division("mnist") is None
     ledger.verify()
 
 
 def test_a_second_division_in_the_log_is_damage(ledger: Ledger) -> None:
     ledger.divide("digits", {"public_fraction": 0.5})
-    body = {"dataset": "digits", "division": {"public_fraction": 0.0}, "time": "2026-01-01"}
+    body = {"data": "digits", "division": {"public_fraction": 0.0}, "time": "2026-01-01"}
     with ledger._chain.transaction(write=True) as connection:
         ledger._chain.append(connection, ledger._chain.rows(connection), "divide", body)
     with pytest.raises(UserError, match="damaged: entry 3 is no divide"):

@@ -76,7 +76,7 @@ class Prepared:
 def open_data(config: RunConfig, cluster: Cluster, ledger: Ledger, progress: Progress) -> Dataset:
     """The divided data set; refuses another relation before a record is read, and a delta that protects nobody."""
     check_relation(config, ledger)
-    data = divided_data(config, cluster, progress)
+    data = divided_data(config, cluster, progress, ledger)
     check_delta(config, data)
     return data
 
@@ -180,7 +180,7 @@ def _release_all(
     p = config.privacy
     if all((group.folder / "release" / "manifest.json").exists() for group in groups):
         progress.say("Using the stored releases: nothing is charged")
-    name = register_account(config, ledger, data.info)
+    name = register_account(config, ledger)
     if fresh := [events[group.number] for group in groups if not (group.folder / "release").exists()]:
         ledger.check(name, p.relation, fresh)  # refused as a whole, before anything is made or charged
     encoders = {_encoder_key(group.config): group.encoder for group in groups}

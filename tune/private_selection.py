@@ -82,7 +82,7 @@ def select_privately(
         if not manifest.exists():
             trials = _Trials(plan, data, encoder, encoder_dir, room, mu)
             trials.check()
-            register_account(base, ledger, data.info)
+            register_account(base, ledger)
             entry = _pay(event, room, folder, ledger, plan)
             progress.say(
                 "Making a secret number of trials on the private side: charged once, the best alone is shown"

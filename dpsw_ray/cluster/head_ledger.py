@@ -130,6 +130,7 @@ class HeadLedger(Ledger):
 
     register = _on_head(Ledger.register)
     divide = _on_head(Ledger.divide)
+    division = _on_head(Ledger.division)
     set_cap = _on_head(Ledger.set_cap)
     check = _on_head(Ledger.check)
     charge = _on_head(Ledger.charge)

@@ -40,20 +40,20 @@ def import_(
     """
     from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.output import resolve_output
-    from dpsw_ray.plan import ledger_account, register_account
+    from dpsw_ray.plan import pin_division, pinned_division, register_account
     from dpsw_ray.private.ingest import ingest
     from dpsw_ray.run import check_relation
 
     run = load_config(config, set_)
-    p = run.privacy
     resolve_output(run, None)  # a submitted job's own folder is no place for a home or a ledger
     with _head(run):
         ledger = open_ledger(run.ledger_path)
         check_relation(run, ledger)  # before a record is read: the division would tell a protected N
         # Registered, so that no run may ask for another relation than the one that this division keeps.
-        ledger.register(ledger_account(run), p.relation, p.unit, p.delta, publishable=p.publishable)
-        info = ingest(run.data, run.home, p.relation, processes or os.cpu_count() or 1)
-        register_account(run, ledger, info)
+        register_account(run, ledger)
+        pinned = pinned_division(run, ledger)
+        info = ingest(run.data, run.home, run.privacy.relation, processes or os.cpu_count() or 1, pinned)
+        pin_division(run, ledger, info)
     show({"data set": run.data.account, "relation": run.privacy.relation, **info.to_dict()}, as_json)
 
 

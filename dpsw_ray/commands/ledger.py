@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,14 +187,16 @@ def _show_one(book: Ledger, name: str, as_json: bool) -> None:
     changes: list[LedgerEntry | CapEntry] = [*book.entries(name), *book.cap_changes(name)]
     changes.sort(key=lambda change: change.seq)
     if as_json:
-        show({**total.to_dict(), "entries": [_entry(change) for change in changes]}, True)
+        entries = [_entry(change) for change in changes]
+        show({**total.to_dict(), "division": book.division(name), "entries": entries}, True)
         return
-    dataset = total.dataset
+    dataset, division = total.dataset, book.division(name)
     show(
         {
             "data set": f"{name} (id {dataset.id}, registered {dataset.time})",
             "protects": f"one {dataset.unit}, {dataset.relation}, delta {dataset.delta:g}",
             "publishable": dataset.publishable,
+            "divided": None if division is None else _divided(division),
             "charges": total.charges,
             "epsilon so far": total.epsilon.upper,
             "accountant": total.accountant,
@@ -205,6 +208,11 @@ def _show_one(book: Ledger, name: str, as_json: bool) -> None:
     columns = ("entry", "time", "what", "mu", "run", "note")
     lines = [_line(change, total) for change in changes]
     print("\n".join(_table([columns, *lines])) if lines else "no entries")
+
+
+def _divided(division: Mapping[str, Any]) -> str:
+    keys = ("public_fraction", "test", "split_seed", "user")
+    return ", ".join(f"{key} {division[key]}" for key in keys if division.get(key) is not None)
 
 
 def _entry(change: LedgerEntry | CapEntry) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class DatasetInfo:
         test_count: records in the test part.
         private_count: N, or None where it is private (`add_remove`).
         folder: where the data set is stored.
-        division: what decides which part a record goes to, as JSON values.
+        division: what decides which part a record goes to, as JSON values; empty for generated records.
     """
 
     schema: RecordSchema
@@ -228,17 +228,23 @@ def read_info(folder: Path) -> DatasetInfo:
         if manifest["format"] != _FORMAT:
             raise ValueError("format")
         counts = {f"{part}_count": count for part, count in manifest["counts"].items()}
-        division = {
-            "source": manifest["source"],
-            "columns": manifest["schema"]["columns"],
-            **manifest["split"],
-        }
+        rule = manifest.get(
+            "split"
+        )  # of generated records, which there is nothing to protect of, there is none
+        columns = manifest["schema"]["columns"]
+        division = _division(manifest["source"], columns, rule) if rule else {}
         return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder), "division": division})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(folder, "its dataset.json is missing or damaged") from None
 
 
-def import_dataset(cfg: DataConfig, home: Path, relation: str, processes: int = 1) -> DatasetInfo:
+def import_dataset(
+    cfg: DataConfig,
+    home: Path,
+    relation: str,
+    processes: int = 1,
+    pinned: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
     """Makes and stores the split of a data set, once; afterwards only opens it.
 
     Runs on the private side. Neither the result nor an exception holds a private statistic, but N where the
@@ -249,6 +255,7 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str, processes: int = 
         home: the home folder, which must be a local or locking file system.
         relation: the neighbouring relation the data set is registered under.
         processes: how many read the source at a time; the result does not depend on it.
+        pinned: the only division that these records may have (`check_pinned`); None for any.
 
     Returns:
         The public info.
@@ -266,7 +273,7 @@ def import_dataset(cfg: DataConfig, home: Path, relation: str, processes: int = 
             if not (folder / "dataset.json").exists():
                 if folder.exists():
                     raise _damaged(folder, "its dataset.json is missing")
-                check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder)
+                check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder, pinned)
                 _build(source, cfg, home, folder, relation, processes)
     return read_info(folder)
 
@@ -344,7 +351,11 @@ def _check_classes(classes: list[str], source: Source) -> None:
 
 
 def check_one_division(
-    cfg: DataConfig, rule: Mapping[str, Any], columns: tuple[str, ...], folder: Path
+    cfg: DataConfig,
+    rule: Mapping[str, Any],
+    columns: tuple[str, ...],
+    folder: Path,
+    pinned: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuses to divide records in two ways, or under two names.
 
@@ -355,10 +366,13 @@ def check_one_division(
         rule: all that decides which part a record goes to.
         columns: of a record, none for images.
         folder: of the data set that is going to be made.
+        pinned: the only division that these records may have; None for any.
 
     Raises:
         UserError: the records are divided already, in another way or under another name.
     """
+    if pinned is not None:
+        check_pinned(cfg.account, pinned, _division(cfg.source, columns, rule))
     path = resolved_path(cfg)
     for manifest in sorted(folder.parent.parent.glob("[!.]*/[!.]*/dataset.json")):
         account = manifest.parent.parent.name
@@ -385,6 +399,33 @@ def check_one_division(
                 "another way: records that are private there would be public here. Keep to that division (or, for "
                 "research on benchmark data only, use another paths.home and privacy.research: true)."
             )
+
+
+def check_pinned(account: str, pinned: Mapping[str, Any], division: Mapping[str, Any]) -> None:
+    """Refuses a division of records that are divided in another way, wherever that is stored.
+
+    Args:
+        account: name of the records.
+        pinned: their division, as a ledger has it.
+        division: `DatasetInfo.division`.
+
+    Raises:
+        UserError: the two differ.
+    """
+    if differing := [key for key in {**pinned, **division} if pinned.get(key) != division.get(key)]:
+        changes = ", ".join(
+            f"{_RULES.get(key, f'data.{key}')} (there {pinned.get(key)}, here {division.get(key)})"
+            for key in differing
+        )
+        raise UserError(
+            f"Data set {account} is divided already, the privacy ledger says, and {changes} would divide it another "
+            "way: records that are private there would be public here. Keep to that division (or, for research on "
+            "benchmark data only, set privacy.research: true)."
+        )
+
+
+def _division(source: str, columns: Sequence[str], rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {"source": source, "columns": list(columns), **rule}
 
 
 def _listed(labels: Sequence[str], most: int = 20) -> str:

@@ -231,17 +231,17 @@ class PcaEncoder(Encoder):
 
         What the components leave out is drawn with the variances that the moments tell of, from each latent's own
         bytes: the same latent gives the same record. Records without it are smoother than any real one, and a network
-        that learns from them does worse on real ones. A value near an end of its box has little room to vary: one at
+        that learns from them does worse on real ones. A pixel near an end of its range has little room to vary: one at
         x in [-1, 1] gets that variance times 1 - x^2, over the expectation of 1 - x^2, so that a dark background
         stays dark.
         """
         points = np.array(latents, dtype=np.float64, order="C").reshape(-1, self.latent_dim)
         scaled = (self._mean + (points / self._gain) @ self._components.T) @ self.basis.basis
         if self._residual.any():
-            room = np.maximum(1 - scaled**2, 0.0) / self._room
-            scaled += np.sqrt(room) * (
-                _drawn(points, len(self._residual)) @ self._residual @ self.basis.basis
-            )
+            drawn = _drawn(points, len(self._residual)) @ self._residual @ self.basis.basis
+            if self.schema.value_range is not None:
+                drawn *= np.sqrt(np.maximum(1 - scaled**2, 0.0) / self._room)
+            scaled += drawn
         return self.basis.from_box(scaled)
 
     def manifest(self) -> dict[str, Any]:

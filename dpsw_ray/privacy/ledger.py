@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,36 +149,28 @@ class Ledger:
             )
         return known
 
-    def divide(self, name: str, division: Mapping[str, Any]) -> None:
-        """Pins how the records of a data set are divided, once and for all; the same again writes nothing.
+    def divide(self, data: str, division: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Pins how records are divided, once and for all; returns what is pinned, which the first call decides.
 
         Args:
-            name: a registered data set.
+            data: name of the records, whatever accounts are charged for them.
             division: what decides which part a record goes to, as JSON values.
-
-        Raises:
-            UserError: it is not registered, or is divided in another way.
         """
-        if name not in self._log().divisions:
+        wanted: dict[str, Any] = json.loads(json.dumps(dict(division)))
+        pinned = self.division(data)
+        if pinned is None:
             with self._chain.transaction(write=True) as connection:
                 log = read_log(self._chain.rows(connection), self.path)
-                self._dataset(log, name)
-                if name not in log.divisions:  # another process may have been first
-                    body = {"dataset": name, "division": dict(division), "time": _now()}
+                pinned = log.divisions.get(data)  # another process may have been first
+                if pinned is None:
+                    body = {"data": data, "division": wanted, "time": _now()}
                     self._chain.append(connection, log.rows, "divide", body)
-                    return
-        known = self._log().divisions[name]
-        changes = [
-            f"{key} {_show(known.get(key))} to {_show(division.get(key))}"
-            for key in {**known, **division}
-            if known.get(key) != division.get(key)
-        ]
-        if changes:
-            raise UserError(
-                f"The records of data set {name} are divided already, as {self.path} says, and this would change "
-                f"{', '.join(changes)}: records that are private there would be public here. Keep to that division "
-                "(or, for research on benchmark data only, set privacy.research: true)."
-            )
+                    return wanted
+        return pinned
+
+    def division(self, data: str) -> Mapping[str, Any] | None:
+        """How records are divided, None where no division of them is pinned."""
+        return self._log().divisions.get(data)
 
     def set_cap(
         self, name: str, epsilon: float | None, *, filter: Filter | None = None, raise_: bool = False

@@ -98,7 +98,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class Log:
-    """The log, read; `divisions` by data set."""
+    """The log, read; `divisions` by the name of the records."""
 
     rows: tuple[Row, ...]
     datasets: dict[str, DatasetEntry]
@@ -129,9 +129,9 @@ def read_log(rows: Iterable[Row], path: Path) -> Log:
                 entry = DatasetEntry(**{**values, "cap": _read_cap(values["cap"])})
                 datasets[entry.name] = entry
             elif row.kind == "divide":
-                if values["dataset"] not in datasets or values["dataset"] in divisions:
+                if values["data"] in divisions:
                     raise ValueError
-                divisions[values["dataset"]] = dict(values["division"])
+                divisions[values["data"]] = dict(values["division"])
             elif row.kind == "charge":
                 if not isinstance(values["events"], list) or values["dataset"] not in datasets:
                     raise ValueError

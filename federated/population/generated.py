@@ -68,7 +68,6 @@ def write_generated(folder: Path, population: PopulationConfig, dim: int) -> Non
         {
             "format": 1,
             "source": "generated",
-            "split": {},
             "schema": schema.to_dict(),
             "classes": classes,
             "class_names": None,

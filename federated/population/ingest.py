@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def natural_folder(config: FederatedConfig) -> Path:
 
 
 @sealed("dividing users into public, private and test users")
-def ingest_users(config: FederatedConfig, folder: Path) -> None:
+def ingest_users(config: FederatedConfig, folder: Path, pinned: Mapping[str, Any] | None = None) -> None:
     """Writes the three parts, and whose the private records are.
 
     Raises:
@@ -62,7 +62,7 @@ def ingest_users(config: FederatedConfig, folder: Path) -> None:
         else _Table(path, data.label, data.columns, config.population.user or "")
     )
     rule = _rule(config)
-    check_one_division(data, rule, source.schema.columns, folder)
+    check_one_division(data, rule, source.schema.columns, folder, pinned)
     values: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
     labels: dict[str, list[str | None]] = {part: [] for part in _PARTS}
     owners: list[str] = []
