@@ -129,6 +129,8 @@ def test_one_ledger_knows_one_division_of_a_data_set(tmp_path: Path, dpsw: Dpsw)
     assert dpsw("data", "import", config)[0] == 0
     other = ("--set", f"paths.home={tmp_path / 'other'}")
     assert dpsw("data", "import", config, *other)[0] == 0, "the same division, on another disk"
+    _, shown, _ = dpsw("ledger", "show", "t", "--ledger", tmp_path / "ledger.sqlite")
+    assert "divided: public_fraction 0.5, test u < 0.2, split_seed 0" in shown
     divided = ("--set", f"paths.home={tmp_path / 'third'}", "--set", "data.public_fraction=0.25")
     run = ("flow", config, *divided, "--output", tmp_path / "run")
     for command in (("data", "import", config, *divided), run):
