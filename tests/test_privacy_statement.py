@@ -48,7 +48,10 @@ def words(*sentences: tuple[str, ...]) -> str:
 @pytest.mark.parametrize(
     ("relation", "said"),
     [
-        ("replace_one", "one record of the private part is replaced by any other record, its class included"),
+        (
+            "replace_one",
+            "replaced by any other record that is in neither the public nor the test part, its class",
+        ),
         ("zero_out", "replaced by an empty one"),
         ("add_remove", "added to the private part or removed from it"),
     ],
