@@ -224,10 +224,14 @@ def _expected(config: RunConfig, ledger: Ledger, release: Path) -> tuple[Event, 
         return encoder
 
 
-def divided_data(
-    config: RunConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None = None
-) -> Dataset:
+def divided_data(config: RunConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None) -> Dataset:
     """The stored division of the run's data set, made now where it is not there yet, and pinned in the ledger.
+
+    Args:
+        config: the run.
+        cluster: on whose private side the source is read.
+        progress: where to report.
+        ledger: that is going to be charged; None where nothing is going to be published.
 
     Raises:
         UserError: the source is missing, damaged, or does not fit the config, or another division is pinned.

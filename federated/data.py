@@ -26,7 +26,7 @@ __all__ = ["population_data"]
 
 
 def population_data(
-    config: FederatedConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None = None
+    config: FederatedConfig, cluster: Cluster, progress: Progress, ledger: Ledger
 ) -> tuple[Dataset, int]:
     """The stored data set and the number of users, made now where it is not there yet, and pinned in the ledger.
 
@@ -45,12 +45,10 @@ def population_data(
             )
             with _locked(folder.with_name("account")):  # the lock of all divisions of these records
                 if not (folder / "dataset.json").exists():
-                    pinned = None if ledger is None else pinned_division(config, ledger)
-                    cluster.run(ingest_users, config, folder, pinned)
+                    cluster.run(ingest_users, config, folder, pinned_division(config, ledger))
         users = json.loads((folder / "dataset.json").read_text())["users"]
         data = Dataset(read_info(folder))
-        if ledger is not None:
-            pin_division(config, ledger, data.info)
+        pin_division(config, ledger, data.info)
         return data, int(users)
     hidden = config.privacy.model_copy(update={"relation": "add_remove"})
     data = divided_data(config.model_copy(update={"privacy": hidden}), cluster, progress, ledger)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from dpsw_ray.cluster import LocalCluster
+from dpsw_ray.data.split import Dataset
+from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.progress import Progress
 from dpsw_ray.run import train_encoder
@@ -53,10 +55,16 @@ def population(
     return latents, np.rint(latents / LATTICE).astype(np.int32), flat, offsets
 
 
+def divided_users(config: FederatedConfig, book: str = "") -> tuple[Dataset, int]:
+    """The data set and the number of users of a run, under its ledger, or another one beside it."""
+    ledger = config.ledger_path.with_stem(book) if book else config.ledger_path
+    return population_data(config, LocalCluster(1), Progress(quiet=True), Ledger(ledger))
+
+
 def shards_of(config: FederatedConfig, tmp_path: Path, size: int = 2) -> tuple[list[UserShard], int]:
     """The users of a run, in place, without the run."""
     cluster, quiet = LocalCluster(size), Progress(quiet=True)
-    data, users = population_data(config, cluster, quiet)
+    data, users = divided_users(config)
     train_encoder(config, data, tmp_path / "encoder", quiet)
     group = spawn_users(config, cluster, data, tmp_path / "encoder", users)
     for step in ("encode", "arrange", "fill", "finish"):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federated_support import shards_of, small
+from federated_support import divided_users, shards_of, small
 
 from dpsw_ray.cluster import LocalCluster
 from dpsw_ray.config import PathsConfig, RunConfig
@@ -187,7 +187,7 @@ def test_a_natural_user_is_in_one_part_as_a_whole(tmp_path: Path) -> None:
 
 def test_the_columns_of_a_table_are_those_that_name_neither_users_nor_labels(tmp_path: Path) -> None:
     config = natural(tmp_path, f"data.path={named_table(tmp_path)}")
-    data, _ = population_data(config, LocalCluster(1), Progress(quiet=True))
+    data, _ = divided_users(config)
     assert data.info.schema.columns == ("a", "b") and data.info.classes == ("even", "odd")
 
 
@@ -201,11 +201,10 @@ def test_the_columns_of_a_table_are_those_that_name_neither_users_nor_labels(tmp
     ],
 )
 def test_users_are_divided_once(tmp_path: Path, overrides: list[str], sentence: str) -> None:
-    cluster, quiet = LocalCluster(1), Progress(quiet=True)
-    population_data(natural(tmp_path), cluster, quiet)
-    population_data(natural(tmp_path), cluster, quiet)
+    for book in ("", "another"):
+        divided_users(natural(tmp_path), book)
     with pytest.raises(UserError, match=sentence):
-        population_data(natural(tmp_path, "data.columns=[a, b]", *overrides), cluster, quiet)
+        divided_users(natural(tmp_path, "data.columns=[a, b]", *overrides), "third")
 
 
 def test_a_table_is_divided_by_users_or_by_records_and_not_both(tmp_path: Path) -> None:
@@ -218,18 +217,17 @@ def test_a_table_is_divided_by_users_or_by_records_and_not_both(tmp_path: Path) 
             "paths": by_users.paths.model_dump(),
         }
     )
-    population_data(by_users, cluster, quiet)
+    books = [Ledger(tmp_path / f"{book}.sqlite") for book in range(3)]  # that know of no home
+    population_data(by_users, cluster, quiet, books[0])
     with pytest.raises(UserError, match="records or users as what is divided would divide it another way"):
-        divided_data(by_records, cluster, quiet)
-    other = tmp_path / "other"
-    divided_data(by_records.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
+        divided_data(by_records, cluster, quiet, books[1])
+    other = PathsConfig(home=tmp_path / "other")
+    divided_data(by_records.model_copy(update={"paths": other}), cluster, quiet, books[1])
     with pytest.raises(UserError, match="records or users as what is divided"):
-        population_data(by_users.model_copy(update={"paths": PathsConfig(home=other)}), cluster, quiet)
-    ledger = Ledger(tmp_path / "ledger.sqlite")  # knows of no home
-    population_data(by_users, cluster, quiet, ledger)
+        population_data(by_users.model_copy(update={"paths": other}), cluster, quiet, books[2])
     third = by_records.model_copy(update={"paths": PathsConfig(home=tmp_path / "third")})
-    with pytest.raises(UserError, match="records or users as what is divided"):
-        divided_data(third, cluster, quiet, ledger)
+    with pytest.raises(UserError, match="the privacy ledger says, and records or users as what is divided"):
+        divided_data(third, cluster, quiet, books[0])
     assert not list((tmp_path / "third").rglob("dataset.json"))
 
 
@@ -298,7 +296,7 @@ def test_natural_keys_that_cannot_be_read_are_refused(
     tmp_path: Path, overrides: list[str], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        population_data(natural(tmp_path, *overrides), LocalCluster(1), Progress(quiet=True))
+        divided_users(natural(tmp_path, *overrides))
 
 
 def test_a_folder_that_is_no_leaf_data_is_refused(tmp_path: Path) -> None:
@@ -309,11 +307,11 @@ def test_a_folder_that_is_no_leaf_data_is_refused(tmp_path: Path) -> None:
         "encoder.kind=identity",
     )
     with pytest.raises(UserError, match="holds no LEAF data"):
-        population_data(small(tmp_path, *keys), LocalCluster(1), Progress(quiet=True))
+        divided_users(small(tmp_path, *keys))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "x.json").write_text("{}")
     with pytest.raises(UserError, match="no file of the LEAF format"):
-        population_data(small(tmp_path, *keys), LocalCluster(1), Progress(quiet=True))
+        divided_users(small(tmp_path, *keys))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +330,7 @@ def test_ragged_leaf_records_are_refused_with_their_file(tmp_path: Path, held: d
     with pytest.raises(
         UserError, match=r"x\.json is no file of the LEAF format: every record must"
     ) as refused:
-        population_data(small(tmp_path, *keys), LocalCluster(1), Progress(quiet=True))
+        divided_users(small(tmp_path, *keys))
     assert "secret" not in str(refused.value) and "0.5" not in str(refused.value)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ledger_support import charge_many
 
 from dpsw_ray.cluster.head_ledger import HeadLedger, open_ledger
 from dpsw_ray.errors import UserError
@@ -238,24 +239,16 @@ def test_a_kill_inside_the_transaction_leaves_a_whole_ledger(ledger: Ledger) -> 
     ledger.verify()
 
 
-def _charge_many(path: Path, worker: int, capped: bool, turns: int) -> list[str]:
-    done = []
-    ledger = Ledger(path)
-    ledger.register("shared", "replace_one", "record", 1e-5, cap=1.0 if capped else None)
-    for turn in range(turns):
-        events = _release(0.05) if capped else _kinds()[(worker + turn) % len(_kinds())]
-        try:
-            done.append(ledger.charge("shared", events, f"worker-{worker}", str(turn)))
-        except UserError as error:
-            assert "Nothing was charged" in str(error)
-    return done
-
-
 @pytest.mark.parametrize("capped", [False, True])
 def test_sixteen_processes_lose_no_charge_and_pass_no_cap(tmp_path: Path, capped: bool) -> None:
     path = tmp_path / "new" / "ledger.sqlite"
-    with multiprocessing.get_context("fork").Pool(16) as pool:
-        told = pool.starmap(_charge_many, [(path, worker, capped, 3) for worker in range(16)])
+    # Not forked from here: this process has threads, and a lock that one of them holds would stay held.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Ledger.__module__])
+    kinds, cap = (_release(0.05),) if capped else _kinds(), 1.0 if capped else None
+    turns = [[kinds[(worker + turn) % len(kinds)] for turn in range(3)] for worker in range(16)]
+    with context.Pool(16) as pool:
+        told = pool.starmap(charge_many, [(path, worker, turns[worker], cap) for worker in range(16)])
     done = [charge_id for of_one in told for charge_id in of_one]
     ledger = Ledger(path)
     total = ledger.total("shared")

@@ -184,7 +184,7 @@ def _divide(config: RunConfig, private: RunConfig, progress: Progress) -> Datase
     fetched = config.home / "downloads"
     if fetched.is_dir():
         (private.home / "downloads").symlink_to(fetched, target_is_directory=True)
-    return divided_data(private, LocalCluster(1), progress)
+    return divided_data(private, LocalCluster(1), progress, None)
 
 
 def _sensitivity(plan: HistogramPlan, config: RunConfig) -> float:

@@ -228,9 +228,8 @@ def read_info(folder: Path) -> DatasetInfo:
         if manifest["format"] != _FORMAT:
             raise ValueError("format")
         counts = {f"{part}_count": count for part, count in manifest["counts"].items()}
-        rule = manifest.get(
-            "split"
-        )  # of generated records, which there is nothing to protect of, there is none
+        # Generated records are divided by no rule: there is nobody to protect.
+        rule = manifest.get("split")
         columns = manifest["schema"]["columns"]
         division = _division(manifest["source"], columns, rule) if rule else {}
         return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder), "division": division})
