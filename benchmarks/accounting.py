@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def _histogram(rng: np.random.Generator) -> Event:
 
 def _rows(rng: np.random.Generator) -> Event:
     dim, frames = int(rng.integers(2, 65)), int(rng.integers(1, 12))
-    law = "haar" if rng.random() < 0.3 else "iid"
+    law: Literal["haar", "iid"] = "haar" if rng.random() < 0.3 else "iid"
     return SlicedGaussianEvent(dim * frames, dim, _noise(rng, 2 * math.sqrt(frames)), law)
 
 

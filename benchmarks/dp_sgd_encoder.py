@@ -65,7 +65,7 @@ def trained(images: NDArray[Any], dim: int, epsilon: float, epochs: int, seed: i
                 optimiser.zero_grad()
                 # A sum over pixels: the clipping norm decides the scale of a step, not the loss.
                 loss = nn.functional.mse_loss(torch.sigmoid(private(batch)), batch, reduction="sum")
-                (loss / max(len(batch), 1)).backward()
+                (loss / max(len(batch), 1)).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
     return net.eval()
 
@@ -76,7 +76,8 @@ def _pixels(images: NDArray[Any]) -> Tensor:
 
 @torch.inference_mode()
 def _through(net: nn.Module, images: NDArray[Any]) -> NDArray[np.uint8]:
-    out = torch.sigmoid(torch.cat([net(part) for part in _pixels(images).split(1_000)]))
+    parts = torch.split(_pixels(images), 1_000)
+    out = torch.sigmoid(torch.cat([net(part) for part in parts]))
     return np.asarray((out * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 

@@ -27,6 +27,7 @@ from rivals.clock import family, processor_s
 from rivals.work import Work, whole_rows
 
 from dpsw_ray.cluster import WorkerGroup, open_cluster
+from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.masking import unmask
 from dpsw_ray.progress import Progress
@@ -61,7 +62,7 @@ class Cohorts:
     start_s: float
     prepare_s: float
 
-    def round(self) -> tuple[NDArray[np.uint64], float]:
+    def round(self) -> tuple[NDArray[np.int64], float]:
         """The server's modular sum, and the seconds that the round took."""
         start = time.perf_counter()
         publics = self.shards.call("announce")
@@ -86,7 +87,7 @@ def cohorts(home: Path, users: int, actors: int, conditional: bool) -> Iterator[
     start = time.perf_counter()
     with open_cluster(config.cluster) as cluster:
         started = time.perf_counter() - start
-        data, _ = population_data(config, cluster, Progress(quiet=True))
+        data, _ = population_data(config, cluster, Progress(quiet=True), Ledger(home / "ledger.sqlite"))
         encoder = train_encoder(config, data, home / f"encoder-{users}", Progress(quiet=True))
         shards = spawn_users(config, cluster, data, home / f"encoder-{users}", users)
         start = time.perf_counter()
@@ -102,7 +103,7 @@ def cohorts(home: Path, users: int, actors: int, conditional: bool) -> Iterator[
 def once(home: Path, users: int, actors: int, conditional: bool, repeat: int) -> dict[str, Any]:
     """Seconds of a round, and what came out."""
     with cohorts(home, users, actors, conditional) as population:
-        seconds, processor, total = [], [], np.zeros(0)
+        seconds, processor, total = [], [], np.zeros(0, np.int64)
         for _ in range(repeat + 1):  # the first loads compiled code
             used = processor_s(os.getpid())
             total, taken = population.round()

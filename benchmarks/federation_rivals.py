@@ -160,19 +160,20 @@ def work_of(plan: UserPlan, lattice: NDArray[np.int32], users: int) -> Work:
     grid, unit = plan.grid, 1 << (16 - plan.precision)
     directions = plan.directions[0]
     return Work(
-        latents=(lattice * LATTICE).reshape(users, RECORDS, -1), directions=directions,
+        latents=np.asarray(lattice * LATTICE, np.float64).reshape(users, RECORDS, -1), directions=directions,
         rows=whole_rows(plan.table, grid.bins), low=grid.low, steps=PHASES / grid.width, share=1 / (RECORDS * unit),
         bound=float(np.sqrt(len(directions) * plan.form.row_norm_sq)), noise=plan.noise_std / unit,
     )  # fmt: skip
 
 
-def without_noise(plan: UserPlan, total: NDArray[np.uint64]) -> NDArray[np.int64]:
+def without_noise(plan: UserPlan, total: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sum of the messages, in the units that are sent: what the server sees, less the noise that was drawn."""
     key = NoiseKey.from_seed(0).derive(plan.digest().encode())
     cells = plan.cells[1:]
     drawn = skellam(key, plan.survivors * plan.share, int(np.prod(cells))).reshape(cells)
-    released = plan.counts(total[0].view(np.int64)) >> (16 - plan.precision)
-    return np.asarray(released - drawn)[0]
+    released = plan.counts(total[0]) >> (16 - plan.precision)
+    missed: NDArray[np.int64] = (released - drawn)[0]
+    return missed
 
 
 def ours(home: Path, users: int, actors: int, rounds: int, folder: Path) -> Taken:

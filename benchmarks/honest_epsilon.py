@@ -93,7 +93,7 @@ def play(home: Path | None) -> tuple[RunConfig, Records]:
     config = load_config("fashion_mnist", overrides)
     progress = Progress()
     with open_cluster(config.cluster) as cluster:
-        data = divided_data(config, cluster, progress)
+        data = divided_data(config, cluster, progress, None)  # its private part is never read
     public = data.public()
     encoder = train_encoder(config, data, config.home / "honest-epsilon-encoder", progress)
     return config, bounded(encoder.encode(public.values, public.labels), public.labels)

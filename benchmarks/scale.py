@@ -347,7 +347,7 @@ def growth(quick: bool) -> dict[str, Any]:
         "directions": [(k, drift(small, k)) for k in (96, 192, 384, 768)],
         "records": [(n, records(n)) for n in (small // 2, small, 2 * small, 4 * small)],
     }
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, points in series.items():
         for _, work in points:
             work()

@@ -78,7 +78,7 @@ def release_manifest(
         "encoder": dict(encoder.source),
         **_columns(info),
         "versions": _versions(),
-        "created": _now(),
+        "created": _today(),
     }
 
 
@@ -97,7 +97,7 @@ def moments_manifest(
         "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
         "private_records": info.private_count,
         "versions": _versions(),
-        "created": _now(),
+        "created": _today(),
     }
 
 
@@ -302,6 +302,11 @@ def _noise(release: Release) -> dict[str, float]:
 def _versions() -> dict[str, str]:
     names = ("dpsw-ray", "numpy", "torch", "ray", "numba", "prv-accountant", "mlflow")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _today() -> str:
+    """Not the time: how long after the encoder's moments a release was made may depend on what the records are."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _now() -> str:

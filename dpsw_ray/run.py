@@ -107,11 +107,11 @@ def run(
         tracker.params(config.model_dump(mode="json"))
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
-        with timings.phase("data", hidden=hidden):
-            data = divided_data(config, cluster, progress, ledger)
-            check_delta(config, data)
         # How long work on private records takes may depend on what they are, not only on how many.
         masked = hidden or config.privacy.publishable
+        with timings.phase("data", hidden=masked):
+            data = divided_data(config, cluster, progress, ledger)
+            check_delta(config, data)
         with timings.phase("encoder", hidden=bool(encoder_events(config)) and masked):
             encoder = _encoder(config, cluster, data, folder.path, ledger, progress)
         shards = spawn_shards(config, cluster, data, folder / "encoder")

@@ -17,7 +17,7 @@ import pytest
 
 from dpsw_ray.audit import pipeline
 from dpsw_ray.audit.mechanisms import MECHANISMS, Mechanism
-from dpsw_ray.config import DataConfig
+from dpsw_ray.config import DataConfig, load_config
 from dpsw_ray.data import import_dataset, open_dataset
 from dpsw_ray.data.records import Part
 from dpsw_ray.errors import UserError
@@ -130,8 +130,20 @@ def test_a_pipeline_is_attacked_in_a_scratch_home(dpsw: Dpsw, home: Path, settin
     assert found["epsilon"]["claimed"] == pytest.approx(10, rel=2e-3)
     hidden = found["relation"] == "add_remove"  # the time would tell how many records there are
     assert (found["seconds"] is None) == hidden
-    assert {path.name for path in home.iterdir()} == {"audits", "encoders"}  # no ledger, no divided data
+    assert {path.name for path in home.iterdir()} == {
+        "audits"
+    }  # no ledger, no divided data, no encoder of them
     assert not list((home / "audits").glob("audit-*"))
+
+
+def test_a_data_set_is_audited_as_it_is_divided(dpsw: Dpsw, home: Path) -> None:
+    """In another division the encoder would learn from records that a release protects."""
+    info = import_dataset(load_config("digits").data, home, "replace_one")
+    ledger = Ledger(home / "ledger.sqlite")
+    ledger.divide("digits", info.division)
+    code, _, err = dpsw("audit", "digits", *SMALL, "--set", "data.public_fraction=0.4")
+    assert code == 2 and "the privacy ledger says, and data.public_fraction (there 0.3, here 0.4)" in err
+    assert {path.name for path in home.iterdir()} == {"audits", "datasets", "ledger.sqlite"}
 
 
 def test_every_release_is_charged_to_the_scratch_ledger_only(

@@ -145,6 +145,15 @@ def test_one_ledger_knows_one_division_of_a_data_set(tmp_path: Path, dpsw: Dpsw)
     assert code == 0, error
 
 
+def test_generated_users_are_in_nobody_s_way(tmp_path: Path) -> None:
+    """They lie in the home under the name `generated`, divided by no rule."""
+    made = tmp_path / "home" / "datasets" / "generated" / "population"
+    made.mkdir(parents=True)
+    (made / "dataset.json").write_text('{"format": 1, "source": "generated", "schema": {}}')
+    cfg = DataConfig(source="table", path=table(tmp_path / "generated.parquet"), label="y")
+    assert import_dataset(cfg, tmp_path / "home", "replace_one").public_count
+
+
 def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> None:
     config, book = tmp_path / "t.yaml", tmp_path / "ledger.sqlite"
     config.write_text(

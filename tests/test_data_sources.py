@@ -62,6 +62,30 @@ def test_mnist_keeps_its_test_part_and_drops_its_duplicates(tmp_path: Path, zipp
     assert both == {image.tobytes() for image in images[1:40]}
 
 
+def test_a_source_with_another_test_part_is_another_division(tmp_path: Path) -> None:
+    """A test record is protected by nobody: one that was private before would be shown."""
+    for folder, swapped in (("a", {}), ("b", {"train-": "t10k-", "t10k-": "train-"})):
+        write_mnist(tmp_path / "m" / folder, train=40, test=40)
+        for path in list((tmp_path / "m" / folder).iterdir()) if swapped else []:
+            path.rename(path.with_name(f".{path.name}"))
+        for before, after in swapped.items():
+            for path in (tmp_path / "m" / folder).glob(f".{before}*"):
+                path.rename(path.with_name(path.name[1:].replace(before, after)))
+    first, second = (DataConfig(source="mnist", path=tmp_path / "m" / folder) for folder in "ab")
+    info = import_dataset(first, tmp_path / "home", "replace_one")
+    assert (
+        import_dataset(first, tmp_path / "other", "replace_one", pinned=info.division).division
+        == info.division
+    )
+    with pytest.raises(UserError, match="what the source's test part holds would divide it another way"):
+        import_dataset(second, tmp_path / "home", "replace_one")
+    with pytest.raises(
+        UserError, match=r"the privacy ledger says, and what the source's test part holds \(there"
+    ):
+        import_dataset(second, tmp_path / "third", "replace_one", pinned=info.division)
+    assert not list((tmp_path / "third").rglob("*.arrow"))
+
+
 def test_fashion_mnist_has_class_names(tmp_path: Path) -> None:
     write_mnist(tmp_path / "m" / "FashionMNIST" / "raw")
     cfg = DataConfig(source="fashion_mnist", path=tmp_path / "m", classes=["1", "9"])

@@ -308,6 +308,7 @@ def test_research_says_that_epsilon_is_infinite(
     page = (place / "report.html").read_text()
     assert "This sweep must NOT be published" in page and "Epsilon is infinite" in page
     assert [entry.publishable for entry in charges(tmp_path)] == [False, False]
+    assert Ledger(tmp_path / "ledger.sqlite").division("digits") is None, "research binds no other run"
     for run in ("best", "base"):  # nor do the runs that it leaves promise anything
         stated = json.loads((place / run / "privacy.json").read_text())
         assert stated["epsilon"]["upper"] == "inf" and not stated["publishable"]

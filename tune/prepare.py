@@ -95,7 +95,8 @@ def prepare(plan: SweepPlan, folder: Path, cluster: Cluster, ledger: Ledger, pro
         UserError: the ledger refuses, or something that was paid for is lost.
     """
     base = plan.base.config
-    data = open_data(base, cluster, ledger, progress)
+    # As its runs: those of a sweep that promises nothing are research, whose division binds nobody.
+    data = open_data(plan.config({}, base.privacy.epsilon), cluster, ledger, progress)
     encoders: dict[str, Path] = {}
     for mechanism in plan.mechanisms:
         config = plan.config(mechanism, base.privacy.epsilon)

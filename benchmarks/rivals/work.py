@@ -69,7 +69,8 @@ class Work:
         positions = ((records @ self.directions.T - self.low) * self.steps).astype(np.intp)
         total = self.rows.take(positions, axis=0, mode="clip").sum(axis=0)
         # Half a record's least part more: no rounding of the product can then take a whole number below itself.
-        return np.floor((total + np.float32(0.5)) * np.float32(self.share))
+        message: NDArray[np.float32] = np.floor((total + np.float32(0.5)) * np.float32(self.share))
+        return message
 
 
 def whole_rows(table: NDArray[np.int64], bins: int) -> NDArray[np.float32]:

@@ -38,8 +38,9 @@ from dpsw_ray.cluster import LocalCluster, WorkerGroup
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.data.records import Part
+from dpsw_ray.data.split import check_pinned
 from dpsw_ray.errors import UserError
-from dpsw_ray.plan import make_plan
+from dpsw_ray.plan import make_plan, pinned_division
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.protocol import release_once
@@ -85,12 +86,20 @@ def audit_pipeline(
     progress = progress or Progress()
     relation = config.privacy.relation
     hidden = relation == "add_remove"
+    pinned = None
     if config.ledger_path.exists():
-        check_relation(config, Ledger(config.ledger_path))
+        ledger = Ledger(config.ledger_path)
+        check_relation(config, ledger)
+        pinned = pinned_division(config, ledger)
     with _scratch(config.home) as scratch:
         private = _in(config, scratch)
-        data = open_dataset(config.data, config.home, relation) or _divide(config, private, progress)
-        encoder = train_encoder(config, data, scratch / "encoder", progress)
+        stored = open_dataset(config.data, config.home, relation)
+        data = stored or _divide(config, private, progress)
+        if pinned is not None:  # in another division the encoder would learn from what a release protects
+            check_pinned(config.data.account, pinned, data.info.division)
+        # Of a division that is not kept, no encoder is kept.
+        trained = config if stored else private
+        encoder = train_encoder(trained, data, scratch / "encoder", progress)
         classes, records = len(data.info.classes), data.info.private_count
         plan = make_plan(private, encoder.latent_dim, classes, records, "audit")
         if not isinstance(plan, HistogramPlan):

@@ -186,11 +186,13 @@ def _show_one(book: Ledger, name: str, as_json: bool) -> None:
     total = book.total(name)
     changes: list[LedgerEntry | CapEntry] = [*book.entries(name), *book.cap_changes(name)]
     changes.sort(key=lambda change: change.seq)
+    # The users' account is another one than the records', the division is that of the records.
+    division = book.division(name) or book.division(name.rpartition(" users")[0])
     if as_json:
         entries = [_entry(change) for change in changes]
-        show({**total.to_dict(), "division": book.division(name), "entries": entries}, True)
+        show({**total.to_dict(), "division": division, "entries": entries}, True)
         return
-    dataset, division = total.dataset, book.division(name)
+    dataset = total.dataset
     show(
         {
             "data set": f"{name} (id {dataset.id}, registered {dataset.time})",

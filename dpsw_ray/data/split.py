@@ -273,11 +273,19 @@ def import_dataset(
                 if folder.exists():
                     raise _damaged(folder, "its dataset.json is missing")
                 check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder, pinned)
-                _build(source, cfg, home, folder, relation, processes)
+                _build(source, cfg, home, folder, relation, processes, pinned)
     return read_info(folder)
 
 
-def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: str, processes: int) -> None:
+def _build(
+    source: Source,
+    cfg: DataConfig,
+    home: Path,
+    folder: Path,
+    relation: str,
+    processes: int,
+    pinned: Mapping[str, Any] | None,
+) -> None:
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed: the lock is ours now
     try:
@@ -290,6 +298,10 @@ def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: 
         ):
             path.mkdir(mode=mode)
         labels, parts = collect(source, cfg, home, private, processes)
+        rule = _split_rule(source, cfg)
+        if source.has_test:  # which records those are decides too, and is known only now
+            rule["test_records"] = hashlib.sha256(np.sort(parts["test"].digests).tobytes()).hexdigest()[:16]
+            check_one_division(cfg, rule, source.schema.columns, folder, pinned)
         if cfg.public_fraction and not len(parts["public"].codes):
             raise UserError(
                 f"{source.name} gives no public record: it is empty, its records have missing values, "
@@ -312,7 +324,7 @@ def _build(source: Source, cfg: DataConfig, home: Path, folder: Path, relation: 
             for other in PARTS[i + 1 :]:
                 assert not overlap(digests[name], digests[other]), f"{name} and {other} overlap"
         counts = {name: len(digests[name]) for name in PARTS if name != "private" or relation != "add_remove"}
-        write_json(aside / "dataset.json", _manifest(source, cfg, relation, classes, counts))
+        write_json(aside / "dataset.json", _manifest(source, cfg, relation, classes, counts, rule))
         aside.rename(folder)
         with _opened(folder.parent) as descriptor:
             os.fsync(descriptor)
@@ -377,6 +389,8 @@ def check_one_division(
         account = manifest.parent.parent.name
         try:
             stored = json.loads(manifest.read_text())
+            if stored["source"] == "generated":  # of a simulated population: divided by no rule
+                continue
             same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
             differing = [key for key, value in rule.items() if stored["split"].get(key) != value]
             if same_source and tuple(stored["schema"]["columns"]) != columns:
@@ -395,8 +409,7 @@ def check_one_division(
             names = ", ".join(_RULES.get(key, f"data.{key}") for key in differing)
             raise UserError(
                 f"Data set {cfg.account} is divided already, in {manifest.parent}, and {names} would divide it "
-                "another way: records that are private there would be public here. Keep to that division (or, for "
-                "research on benchmark data only, use another paths.home and privacy.research: true)."
+                f"another way: records that are private there would be public here. {_WAYS_OUT}"
             )
 
 
@@ -406,20 +419,19 @@ def check_pinned(account: str, pinned: Mapping[str, Any], division: Mapping[str,
     Args:
         account: name of the records.
         pinned: their division, as a ledger has it.
-        division: `DatasetInfo.division`.
+        division: `DatasetInfo.division`, or as much of it as is known.
 
     Raises:
         UserError: the two differ.
     """
-    if differing := [key for key in {**pinned, **division} if pinned.get(key) != division.get(key)]:
+    if differing := [key for key, value in division.items() if pinned.get(key) != value]:
         changes = ", ".join(
-            f"{_RULES.get(key, f'data.{key}')} (there {pinned.get(key)}, here {division.get(key)})"
+            f"{_RULES.get(key, f'data.{key}')} (there {pinned.get(key)}, here {division[key]})"
             for key in differing
         )
         raise UserError(
             f"Data set {account} is divided already, the privacy ledger says, and {changes} would divide it another "
-            "way: records that are private there would be public here. Keep to that division (or, for research on "
-            "benchmark data only, set privacy.research: true)."
+            f"way: records that are private there would be public here. {_WAYS_OUT}"
         )
 
 
@@ -432,7 +444,12 @@ def _listed(labels: Sequence[str], most: int = 20) -> str:
 
 
 def _manifest(
-    source: Source, cfg: DataConfig, relation: str, classes: tuple[str, ...], counts: Mapping[str, int]
+    source: Source,
+    cfg: DataConfig,
+    relation: str,
+    classes: tuple[str, ...],
+    counts: Mapping[str, int],
+    rule: Mapping[str, Any],
 ) -> dict[str, Any]:
     names = (
         [source.class_names.get(label, label) for label in classes]
@@ -449,13 +466,18 @@ def _manifest(
         "classes": list(classes),
         "class_names": names,
         "counts": dict(counts),
-        "split": _split_rule(source, cfg),
+        "split": dict(rule),
     }
 
 
+_WAYS_OUT = (
+    "Keep to that division; if these are other people's records, give them a data.name of their own; for research on "
+    "benchmark data alone there are privacy.research: true and another paths.home."
+)
 _RULES = {
     "rule": "records or users as what is divided",
     "test": "the source's test part",
+    "test_records": "what the source's test part holds",
     "user": "population.user",
 }
 
