@@ -94,8 +94,10 @@ def head() -> Iterator[Head]:
         time.sleep(1)
     # Ray deletes a package with the last job that uses it, also under one that is just starting: this one keeps it.
     job = ["ray", "job", "submit", "--address", made.address, "--no-wait", "--working-dir", str(ROOT)]
-    subprocess.run([*job, "--", "sleep", "1000"], env=env, capture_output=True, timeout=90, check=True)
+    job += ["--submission-id", "keeper", "--", "sleep", "1000"]
+    subprocess.run(job, env=env, capture_output=True, timeout=90, check=True)
     yield made
+    made.client().stop_job("keeper")  # the head waits for its jobs
     process.terminate()
     try:
         process.wait(30)

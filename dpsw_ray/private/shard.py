@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,7 @@ from dpsw_ray.config import EvaluationConfig
 from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders.base import load_encoder
 from dpsw_ray.evaluation.columns import Columns
-from dpsw_ray.evaluation.evaluate import evaluate
 from dpsw_ray.evaluation.membership import Membership, membership
-from dpsw_ray.evaluation.pictures import SliceMasses, slices_figure
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
@@ -30,6 +29,9 @@ from dpsw_ray.release.plan import AnyPlan, HistogramPlan, SampledHistogramPlan
 from dpsw_ray.release.rows import RowPlan
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
+
+if TYPE_CHECKING:
+    from dpsw_ray.evaluation.pictures import SliceMasses
 
 __all__ = ["Shard"]
 
@@ -148,6 +150,9 @@ class Shard:
         """On rank 0 draws the private records' slices, without noise, beside what was released: `research/` only."""
         if self.rank:
             return None
+        # Loaded by who asks for research: every worker of every run imports this module.
+        from dpsw_ray.evaluation.pictures import slices_figure
+
         total = np.zeros((1, len(directions), grid.bins), np.int64)
         for latents, labels in self.store.batches(0, self.store.rows()):
             blocks = np.where(labels == NULL, -1, 0).astype(np.int32)
@@ -162,6 +167,8 @@ class Shard:
         """On rank 0 the figures of the private latents, decoded, at most so many: `research/` only."""
         if self.rank:
             return None
+        from dpsw_ray.evaluation.evaluate import evaluate
+
         encoder, data = load_encoder(self.encoder_dir), Dataset(info)
         batches = list(self.store.batches(0, self.store.rows()))
         latents, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
