@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/dpsw flow configs/digits.yaml --output runs/demo
 
+# Two at a time, as most of them wait for other processes; a file, and the Ray that its tests share, is one worker's.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -20,6 +20,13 @@ os.environ |= {
 }
 os.environ.pop("RAY_ADDRESS", None)
 
+# Files that take minutes come first, so that no worker of pytest-xdist is left alone with one of them at the end.
+LONG = ("test_tune_sweep", "test_kills", "test_jobs", "test_compare_command", "test_celeba", "test_run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -30,7 +30,7 @@ from dpsw_ray.privacy.accountants import (
     account,
     bound,
     pld,
-    prv,
+    prv_composition,
     rdp,
     rdp_budget,
     rdp_curve,
@@ -175,7 +175,7 @@ def test_a_check_that_cannot_be_done_is_recorded(mu: float, delta: float) -> Non
 
 
 def test_disagreeing_accountants_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prv, "_prv_epsilon", lambda *args: (1.0, 1.1, 1.2))
+    monkeypatch.setattr(prv_composition, "_prv_epsilon", lambda *args: (1.0, 1.1, 1.2))
     with pytest.raises(AccountingError, match=r"disagree: PRV gives epsilon in \[1.0, 1.2\]"):
         account([_fresh(3.76)], "replace_one", 1e-5)
 
@@ -184,7 +184,7 @@ def test_disagreeing_accountants_stop_the_run(monkeypatch: pytest.MonkeyPatch) -
 def test_a_prv_result_that_bounds_nothing_is_not_a_check(
     monkeypatch: pytest.MonkeyPatch, found: tuple[float, float, float]
 ) -> None:
-    monkeypatch.setattr(prv, "_prv_epsilon", lambda *args: found)
+    monkeypatch.setattr(prv_composition, "_prv_epsilon", lambda *args: found)
     checks = account([_fresh(3.77)], "replace_one", 1e-5).checks
     assert "bounds nothing" in str(checks["PRV"]) and isinstance(checks["PLD"], EpsilonBounds)
 
@@ -196,7 +196,7 @@ def _fresh(noise: float) -> Event:
 
 def test_without_prv_the_figure_is_pld_s_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     intact = bound([SAMPLED], "add_remove", 1e-5)
-    monkeypatch.setattr(prv, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
+    monkeypatch.setattr(prv_composition, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
     fallen = bound([SAMPLED], "add_remove", 1e-5)
     assert (intact.accountant, fallen.accountant) == ("PRV", "PLD")
     assert "bounds nothing" in fallen.failed["PRV"]
@@ -204,7 +204,7 @@ def test_without_prv_the_figure_is_pld_s_and_says_so(monkeypatch: pytest.MonkeyP
 
 
 def test_without_prv_and_pld_the_figure_is_renyi_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prv, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
+    monkeypatch.setattr(prv_composition, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
     monkeypatch.setattr(pld, "_LARGEST_GRID", 10)
     fallen = bound([SAMPLED], "add_remove", 1e-5)
     assert fallen.accountant == "RDP" and set(fallen.failed) == {"PRV", "PLD"}
@@ -212,7 +212,7 @@ def test_without_prv_and_pld_the_figure_is_renyi_s(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_any_accountant_the_run_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prv, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
+    monkeypatch.setattr(prv_composition, "_prv_epsilon", lambda *args: (0.0, math.nan, math.nan))
     monkeypatch.setattr(pld, "_LARGEST_GRID", 10)
     monkeypatch.setattr(rdp.RdpAccountant, "cost_epsilon", _nothing)
     for count in (bound, account):
@@ -247,7 +247,7 @@ def test_prv_knows_the_loss_in_both_orders(added: bool) -> None:
     if not added:
         x += 1.5 * (rng.random(400_000) < 0.3)
     observed = np.log(0.7 + 0.3 * np.exp(1.5 * x - 1.125)) * (-1 if added else 1)
-    variable, t = prv._Sampled(loss, added=added), np.linspace(-4, 4, 41)
+    variable, t = prv_composition._Sampled(loss, added=added), np.linspace(-4, 4, 41)
     share = (observed[:, None] <= t).mean(axis=0)
     assert np.abs(variable.cdf(t) - share).max() < 5 / math.sqrt(400_000)
     assert variable.probability(t[:-1], t[1:]) == pytest.approx(np.diff(variable.cdf(t)), abs=1e-14)
@@ -258,7 +258,7 @@ def test_prv_knows_the_loss_in_both_orders(added: bool) -> None:
 
 def test_prv_s_sampled_loss_is_the_library_s() -> None:
     t = np.linspace(-3, 6, 200)
-    ours = prv._Sampled(SampledGaussian(0.8, 0.05), added=False).cdf(t)
+    ours = prv_composition._Sampled(SampledGaussian(0.8, 0.05), added=False).cdf(t)
     assert ours == pytest.approx(
         np.asarray(PoissonSubsampledGaussianMechanism(0.05, 1.25).cdf(t), float), abs=1e-13
     )
