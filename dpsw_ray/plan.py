@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpsw_ray.config import RunConfig
-from dpsw_ray.data.split import DatasetInfo, check_pinned, dataset_folder, read_info
+from dpsw_ray.data.division import check_pinned
+from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
 from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event

@@ -37,8 +37,8 @@ from dpsw_ray.audit.result import AuditResult
 from dpsw_ray.cluster import LocalCluster, WorkerGroup
 from dpsw_ray.config import RunConfig
 from dpsw_ray.data import Dataset, open_dataset
+from dpsw_ray.data.division import check_pinned
 from dpsw_ray.data.records import Part
-from dpsw_ray.data.split import check_pinned
 from dpsw_ray.errors import UserError
 from dpsw_ray.plan import make_plan, pinned_division
 from dpsw_ray.privacy.accountants import bound
@@ -70,7 +70,7 @@ def audit_pipeline(
     """Attacks the releases that a config makes.
 
     Args:
-        config: the run; its data set and encoder are used where they are stored, otherwise made.
+        config: the run; its data set and encoder are used where they are stored, otherwise made for this audit alone.
         confidence: of the bound.
         runs: releases of each world.
         canaries: m; default: as many as make m * mu about 3.

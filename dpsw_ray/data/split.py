@@ -48,6 +48,7 @@ import numpy as np
 
 from dpsw_ray.config import DataConfig, PrivacyConfig
 from dpsw_ray.data.collect import PARTS, collect, record_digests
+from dpsw_ray.data.division import check_one_division, damaged, division_of, split_rule
 from dpsw_ray.data.parts import DamagedPart, overlap, read_digests, read_part
 from dpsw_ray.data.records import Part, RecordSchema, Source
 from dpsw_ray.data.sources import open_source, resolved_path
@@ -58,7 +59,6 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "check_count_secret",
-    "check_one_division",
     "dataset_folder",
     "import_dataset",
     "open_dataset",
@@ -150,11 +150,11 @@ class Dataset:
             digests = {part: read_digests(folder / part) for part in ("public", "test")}
             part = read_part(folder / name, self.info.schema)
         except DamagedPart:
-            raise _damaged(folder, "a file of its public or test part is missing or damaged") from None
+            raise damaged(folder, "a file of its public or test part is missing or damaged") from None
         if overlap(digests["public"], digests["test"]):
-            raise _damaged(folder, "its public and test parts have records in common")
+            raise damaged(folder, "its public and test parts have records in common")
         if not len(digests[name]) == len(part) == getattr(self.info, f"{name}_count"):
-            raise _damaged(folder, f"its {name} part does not hold the number of records it should")
+            raise damaged(folder, f"its {name} part does not hold the number of records it should")
         return part
 
 
@@ -231,10 +231,10 @@ def read_info(folder: Path) -> DatasetInfo:
         # Generated records are divided by no rule: there is nobody to protect.
         rule = manifest.get("split")
         columns = manifest["schema"]["columns"]
-        division = _division(manifest["source"], columns, rule) if rule else {}
+        division = division_of(manifest["source"], columns, rule) if rule else {}
         return DatasetInfo.from_dict({**manifest, **counts, "folder": str(folder), "division": division})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise _damaged(folder, "its dataset.json is missing or damaged") from None
+        raise damaged(folder, "its dataset.json is missing or damaged") from None
 
 
 def import_dataset(
@@ -271,8 +271,8 @@ def import_dataset(
         with _locked(folder.with_name(".account.lock")):
             if not (folder / "dataset.json").exists():
                 if folder.exists():
-                    raise _damaged(folder, "its dataset.json is missing")
-                check_one_division(cfg, _split_rule(source, cfg), source.schema.columns, folder, pinned)
+                    raise damaged(folder, "its dataset.json is missing")
+                check_one_division(cfg, split_rule(source, cfg), source.schema.columns, folder, pinned)
                 _build(source, cfg, home, folder, relation, processes, pinned)
     return read_info(folder)
 
@@ -298,7 +298,7 @@ def _build(
         ):
             path.mkdir(mode=mode)
         labels, parts = collect(source, cfg, home, private, processes)
-        rule = _split_rule(source, cfg)
+        rule = split_rule(source, cfg)
         if source.has_test:  # which records those are decides too, and is known only now
             rule["test_records"] = hashlib.sha256(np.sort(parts["test"].digests).tobytes()).hexdigest()[:16]
             check_one_division(cfg, rule, source.schema.columns, folder, pinned)
@@ -361,84 +361,6 @@ def _check_classes(classes: list[str], source: Source) -> None:
         raise UserError(f"data.classes must list different labels, found {_listed(classes) or 'none'}.")
 
 
-def check_one_division(
-    cfg: DataConfig,
-    rule: Mapping[str, Any],
-    columns: tuple[str, ...],
-    folder: Path,
-    pinned: Mapping[str, Any] | None = None,
-) -> None:
-    """Refuses to divide records in two ways, or under two names.
-
-    What one division protects, the other would train its encoder on; and a second name would be a second budget.
-
-    Args:
-        cfg: the `data` section.
-        rule: all that decides which part a record goes to.
-        columns: of a record, none for images.
-        folder: of the data set that is going to be made.
-        pinned: the only division that these records may have; None for any.
-
-    Raises:
-        UserError: the records are divided already, in another way or under another name.
-    """
-    if pinned is not None:
-        check_pinned(cfg.account, pinned, _division(cfg.source, columns, rule))
-    path = resolved_path(cfg)
-    for manifest in sorted(folder.parent.parent.glob("[!.]*/[!.]*/dataset.json")):
-        account = manifest.parent.parent.name
-        try:
-            stored = json.loads(manifest.read_text())
-            if stored["source"] == "generated":  # of a simulated population: divided by no rule
-                continue
-            same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
-            differing = [key for key, value in rule.items() if stored["split"].get(key) != value]
-            if same_source and tuple(stored["schema"]["columns"]) != columns:
-                differing.append("columns")  # whose values the rule hashes
-        except (OSError, ValueError, KeyError, TypeError):
-            if account != cfg.account:
-                continue
-            raise _damaged(manifest.parent, "its dataset.json is missing or damaged") from None
-        if account != cfg.account:
-            if same_source:
-                raise UserError(
-                    f"These records are the data set {account} already, in {manifest.parent}, and what is spent "
-                    f"on them is counted there: give data.name: {account}, not {cfg.account}."
-                )
-        elif differing:
-            names = ", ".join(_RULES.get(key, f"data.{key}") for key in differing)
-            raise UserError(
-                f"Data set {cfg.account} is divided already, in {manifest.parent}, and {names} would divide it "
-                f"another way: records that are private there would be public here. {_WAYS_OUT}"
-            )
-
-
-def check_pinned(account: str, pinned: Mapping[str, Any], division: Mapping[str, Any]) -> None:
-    """Refuses a division of records that are divided in another way, wherever that is stored.
-
-    Args:
-        account: name of the records.
-        pinned: their division, as a ledger has it.
-        division: `DatasetInfo.division`, or as much of it as is known.
-
-    Raises:
-        UserError: the two differ.
-    """
-    if differing := [key for key, value in division.items() if pinned.get(key) != value]:
-        changes = ", ".join(
-            f"{_RULES.get(key, f'data.{key}')} (there {pinned.get(key)}, here {division[key]})"
-            for key in differing
-        )
-        raise UserError(
-            f"Data set {account} is divided already, the privacy ledger says, and {changes} would divide it another "
-            f"way: records that are private there would be public here. {_WAYS_OUT}"
-        )
-
-
-def _division(source: str, columns: Sequence[str], rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {"source": source, "columns": list(columns), **rule}
-
-
 def _listed(labels: Sequence[str], most: int = 20) -> str:
     return ", ".join(labels[:most]) + (", …" if len(labels) > most else "")
 
@@ -468,36 +390,6 @@ def _manifest(
         "counts": dict(counts),
         "split": dict(rule),
     }
-
-
-_WAYS_OUT = (
-    "Keep to that division; if these are other people's records, give them a data.name of their own; for research on "
-    "benchmark data alone there are privacy.research: true and another paths.home."
-)
-_RULES = {
-    "rule": "records or users as what is divided",
-    "test": "the source's test part",
-    "test_records": "what the source's test part holds",
-    "user": "population.user",
-}
-
-
-def _split_rule(source: Source, cfg: DataConfig) -> dict[str, Any]:
-    """All that decides which part a record goes to, its own values aside."""
-    return {
-        "rule": "digest = BLAKE2b-128(values); "
-        "u = 2^-53 * (BLAKE2b-64(digest, key = BLAKE2b-256(split_seed)) >> 11)",
-        "test": "the source's own" if source.has_test else f"u < {cfg.test_fraction}",
-        "public_fraction": cfg.public_fraction,
-        "test_fraction": None if source.has_test else cfg.test_fraction,
-        "split_seed": cfg.split_seed,
-    }
-
-
-def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(
-        f"The stored data set {folder} is damaged: {what}; remove the folder and import it again."
-    )
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.data.division import check_one_division
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.data.sources import resolved_path
-from dpsw_ray.data.split import check_one_division, record_digests
+from dpsw_ray.data.split import record_digests
 from dpsw_ray.data.table import TableSource
 from dpsw_ray.errors import UserError
 from dpsw_ray.files import write_bytes, write_json
