@@ -27,6 +27,7 @@ from dpsw_ray.flow.solver import solve
 from dpsw_ray.plan import make_plan
 from dpsw_ray.privacy.accountants import bound as account_bound
 from dpsw_ray.privacy.events import SequentialEvent
+from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import BALL, bounded
 from dpsw_ray.private.mechanism import bound, draw_secret, noise
@@ -89,11 +90,11 @@ def distance(rounds: Sequence[Targets], config: RunConfig, latents: NDArray[np.f
 
 def play(home: Path | None) -> tuple[RunConfig, Records]:
     """The shipped config, and the public half's latents and labels: the records of this experiment."""
-    overrides = ["cluster.executor=local", *([f"paths.home={home}"] if home else [])]
+    overrides = ["cluster.executor=local", "privacy.research=true", *([f"paths.home={home}"] if home else [])]
     config = load_config("fashion_mnist", overrides)
     progress = Progress()
     with open_cluster(config.cluster) as cluster:
-        data = divided_data(config, cluster, progress, None)  # its private part is never read
+        data = divided_data(config, cluster, progress, Ledger(config.ledger_path))
     public = data.public()
     encoder = train_encoder(config, data, config.home / "honest-epsilon-encoder", progress)
     return config, bounded(encoder.encode(public.values, public.labels), public.labels)

@@ -224,14 +224,14 @@ def _expected(config: RunConfig, ledger: Ledger, release: Path) -> tuple[Event, 
         return encoder
 
 
-def divided_data(config: RunConfig, cluster: Cluster, progress: Progress, ledger: Ledger | None) -> Dataset:
+def divided_data(config: RunConfig, cluster: Cluster, progress: Progress, ledger: Ledger) -> Dataset:
     """The stored division of the run's data set, made now where it is not there yet, and pinned in the ledger.
 
     Args:
         config: the run.
         cluster: on whose private side the source is read.
         progress: where to report.
-        ledger: that is going to be charged; None where nothing is going to be published.
+        ledger: that is going to be charged.
 
     Raises:
         UserError: the source is missing, damaged, or does not fit the config, or another division is pinned.
@@ -239,12 +239,11 @@ def divided_data(config: RunConfig, cluster: Cluster, progress: Progress, ledger
     data = open_dataset(config.data, config.home, config.privacy.relation)
     if data is None:
         progress.say(f"Dividing {config.data.account} into public, private and test parts (once)")
-        pinned = None if ledger is None else pinned_division(config, ledger)
+        pinned = pinned_division(config, ledger)
         cluster.run(ingest, config.data, config.home, config.privacy.relation, 1, pinned)
         data = open_dataset(config.data, config.home, config.privacy.relation)
         assert data is not None
-    if ledger is not None:
-        pin_division(config, ledger, data.info)
+    pin_division(config, ledger, data.info)
     return data
 
 

@@ -130,9 +130,8 @@ def test_a_pipeline_is_attacked_in_a_scratch_home(dpsw: Dpsw, home: Path, settin
     assert found["epsilon"]["claimed"] == pytest.approx(10, rel=2e-3)
     hidden = found["relation"] == "add_remove"  # the time would tell how many records there are
     assert (found["seconds"] is None) == hidden
-    assert {path.name for path in home.iterdir()} == {
-        "audits"
-    }  # no ledger, no divided data, no encoder of them
+    # No ledger, no divided data, and no encoder of them.
+    assert {path.name for path in home.iterdir()} == {"audits"}
     assert not list((home / "audits").glob("audit-*"))
 
 
@@ -144,6 +143,10 @@ def test_a_data_set_is_audited_as_it_is_divided(dpsw: Dpsw, home: Path) -> None:
     code, _, err = dpsw("audit", "digits", *SMALL, "--set", "data.public_fraction=0.4")
     assert code == 2 and "the privacy ledger says, and data.public_fraction (there 0.3, here 0.4)" in err
     assert {path.name for path in home.iterdir()} == {"audits", "datasets", "ledger.sqlite"}
+    ledger.register("digits", "replace_one", "record", 1e-4)
+    assert "divided: public_fraction 0.3" in dpsw("ledger", "show", "digits")[1]
+    ledger.register("digits users", "replace_one", "user", 1e-4)
+    assert "divided: public_fraction 0.3" in dpsw("ledger", "show", "digits users")[1]
 
 
 def test_every_release_is_charged_to_the_scratch_ledger_only(

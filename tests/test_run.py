@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -99,9 +100,10 @@ def test_files_report_and_mlflow_say_where_the_time_went(finished: RunResult) ->
     seconds = json.loads((finished.folder / "metrics.json").read_text())["seconds"]
     phases = {"encoder", "flow: kernels", "flow: communication", "flow: driver"}
     assert phases <= set(seconds) and seconds["flow: kernels"] > 0
-    assert not {"private latents", "release"} & set(
-        seconds
-    )  # how long they take may depend on what the records are
+    # How long these take may depend on what the records are.
+    assert not {"data", "private latents", "release"} & set(seconds)
+    release = json.loads((finished.folder / "release" / "manifest.json").read_text())
+    assert datetime.date.fromisoformat(release["created"]), "the day, and no more"
     report = (finished.folder / "report.html").read_text()
     client = mlflow.MlflowClient(f"sqlite:///{finished.folder.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("dpsw_ray")

@@ -24,9 +24,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,12 @@ from dpsw_ray.errors import UserError
 from dpsw_ray.plan import make_plan, pinned_division
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
+from dpsw_ray.private.ingest import ingest
 from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.worlds import plant
 from dpsw_ray.progress import Progress, Task
 from dpsw_ray.release.plan import HistogramPlan
-from dpsw_ray.run import check_relation, divided_data, spawn_shards, train_encoder
+from dpsw_ray.run import check_relation, spawn_shards, train_encoder
 
 __all__ = ["RUNS", "audit_pipeline"]
 
@@ -94,9 +96,11 @@ def audit_pipeline(
     with _scratch(config.home) as scratch:
         private = _in(config, scratch)
         stored = open_dataset(config.data, config.home, relation)
-        data = stored or _divide(config, private, progress)
-        if pinned is not None:  # in another division the encoder would learn from what a release protects
-            check_pinned(config.data.account, pinned, data.info.division)
+        if (
+            stored and pinned is not None
+        ):  # in another one the encoder would learn from what a release protects
+            check_pinned(config.data.account, pinned, stored.info.division)
+        data = stored or _divide(config, private, pinned, progress)
         # Of a division that is not kept, no encoder is kept.
         trained = config if stored else private
         encoder = train_encoder(trained, data, scratch / "encoder", progress)
@@ -187,13 +191,16 @@ def _in(config: RunConfig, scratch: Path) -> RunConfig:
     )
 
 
-def _divide(config: RunConfig, private: RunConfig, progress: Progress) -> Dataset:
+def _divide(
+    config: RunConfig, private: RunConfig, pinned: Mapping[str, Any] | None, progress: Progress
+) -> Dataset:
     """Divides the data set in the scratch home, from what the user has fetched already."""
     private.home.mkdir(mode=0o700)
     fetched = config.home / "downloads"
     if fetched.is_dir():
         (private.home / "downloads").symlink_to(fetched, target_is_directory=True)
-    return divided_data(private, LocalCluster(1), progress, None)
+    progress.say(f"Dividing {config.data.account} into public, private and test parts (for this audit alone)")
+    return Dataset(ingest(private.data, private.home, private.privacy.relation, pinned=pinned))
 
 
 def _sensitivity(plan: HistogramPlan, config: RunConfig) -> float:
