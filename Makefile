@@ -1,19 +1,26 @@
-# make demo    environment, then a full run on the embedded digits; prints where the picture is
-# make test    lint, types and tests
-# make install the environment alone (.venv); PYTHON chooses the interpreter (3.11 to 3.13)
+# make demo      environment, then a full run on the embedded digits; prints where the picture is
+# make test      lint, types and tests (some 20 minutes on two cores)
+# make test-all  the same with what is marked slow, and 50 kills: hours
+# make install   the environment alone (.venv); PYTHON chooses the interpreter (3.11 to 3.13)
+#
+# Another interpreter beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two at a time, as most of them wait for other processes; a file, and the Ray that its tests share, is one worker's.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test install lint
+.PHONY: demo test test-all install lint
 
 demo: $(VENV)/installed
-	$(BIN)/dpsw flow configs/digits.yaml --output runs/demo
+	$(BIN)/dpsw run configs/digits.yaml --output runs/demo
 
-# Two at a time, as most of them wait for other processes; a file, and the Ray that its tests share, is one worker's.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	DPSW_KILLS=50 $(PYTEST)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.config.run import ClusterConfig
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.quantiles import Targets, denoise, smoothing_matrix
-from dpsw_ray.release.shape import references
-from dpsw_ray.release.simplex import mirror_descent, simplex_least_squares
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.grid import SCALE, BinGrid
+from dpsw_ray.tables.quantiles import Targets, denoise, smoothing_matrix
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tables.shape import references
+from dpsw_ray.tables.simplex import mirror_descent, simplex_least_squares
 
 Array = NDArray[np.float64]
 DIM, CLASSES, FRAMES, GRID = 8, 10, 16, BinGrid(32, 1.0)

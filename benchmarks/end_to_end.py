@@ -16,14 +16,16 @@ import numpy as np
 from harness import finish, mixture, parser, show
 
 from dpsw_ray.cluster import Cluster, open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import CHUNK, bounded
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.quantiles import denoise
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.quantiles import denoise
+from dpsw_ray.tables.release import Release
 
 DIM, CLASSES = 8, 10
 STEPS = 2_000  # more than the early stop needs: the flow is to converge

@@ -26,20 +26,20 @@ from numpy.typing import NDArray
 from rivals.clock import family, processor_s
 from rivals.work import Work, whole_rows
 
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import WorkerGroup, open_cluster
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import load_federated
+from dpsw_ray.federated.data import population_data
+from dpsw_ray.federated.kernel import PRESENT, add_users
+from dpsw_ray.federated.plan import UserPlan, round_plan
+from dpsw_ray.federated.run import spawn_users
+from dpsw_ray.pipeline.run import train_encoder
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.masking import unmask
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import train_encoder
+from dpsw_ray.release.exchange import noisy_answer
 from dpsw_ray.slicing.directions import LATTICE, haar_frames
 from dpsw_ray.slicing.grid import PHASES, BinGrid
-from federated.cohort import Cohort
-from federated.config import load_federated
-from federated.data import population_data
-from federated.kernel import PRESENT, add_users
-from federated.plan import UserPlan, round_plan
-from federated.run import spawn_users
 
 CONFIG = Path(__file__).parents[1] / "configs" / "federated" / "million.yaml"
 
@@ -65,8 +65,7 @@ class Cohorts:
     def round(self) -> tuple[NDArray[np.int64], float]:
         """The server's modular sum, and the seconds that the round took."""
         start = time.perf_counter()
-        publics = self.shards.call("announce")
-        total = unmask(self.shards.call("contribute", (self.plan, 0, publics, 0)))
+        total = noisy_answer(self.shards, self.plan, noise_seed=0)
         return total, time.perf_counter() - start
 
 
@@ -97,6 +96,7 @@ def cohorts(home: Path, users: int, actors: int, conditional: bool) -> Iterator[
         cohort = Cohort.of(config, users, 0)
         plan = round_plan(config, encoder.latent_dim, len(data.info.classes), users, cohort, "benchmark")
         assert isinstance(plan, UserPlan)
+        shards.call("prepare", (plan, 0))
         yield Cohorts(shards, plan, data.private_dir, started, prepared)
 
 

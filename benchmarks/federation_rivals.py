@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from rivals.clock import family, processor_s
 from rivals.work import Work, whole_rows
 
+from dpsw_ray.federated.plan import UserPlan
+from dpsw_ray.federated.shares import skellam
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import PHASES
-from federated.plan import UserPlan
-from federated.shares import skellam
 
 RIVALS = Path(__file__).with_name("rivals")
 PACKAGES = {
@@ -162,7 +162,7 @@ def work_of(plan: UserPlan, lattice: NDArray[np.int32], users: int) -> Work:
     return Work(
         latents=np.asarray(lattice * LATTICE, np.float64).reshape(users, RECORDS, -1), directions=directions,
         rows=whole_rows(plan.table, grid.bins), low=grid.low, steps=PHASES / grid.width, share=1 / (RECORDS * unit),
-        bound=float(np.sqrt(len(directions) * plan.form.row_norm_sq)), noise=plan.noise_std / unit,
+        bound=float(np.sqrt(len(directions) * plan.form.norm_sq)), noise=plan.noise_std / unit,
     )  # fmt: skip
 
 

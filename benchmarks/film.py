@@ -16,14 +16,16 @@ import numpy as np
 from harness import finish, mixture, parser, show
 
 from dpsw_ray.cluster import LocalCluster
-from dpsw_ray.config import FlowConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.film import Choice, evenly, first_of_each
-from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.flow.points import Points
+from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.private.latents import CHUNK, bounded
-from dpsw_ray.private.mechanism import bound
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.quantiles import Targets, denoise
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.quantiles import Targets, denoise
+from dpsw_ray.tables.release import Release
 
 DIM, CLASSES = 8, 10
 
@@ -41,7 +43,7 @@ def released(records: int, frames: int) -> list[Targets]:
 
 def once(
     rounds: list[Targets], config: FlowConfig, follow: Choice | None, folder: Path
-) -> tuple[float, FlowResult]:
+) -> tuple[float, Points]:
     """Processor seconds of a flow with its checkpoints, and what came out."""
     path = folder / "flow.npz"
     path.unlink(missing_ok=True)

@@ -20,25 +20,29 @@ from numpy.typing import NDArray
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
 from dpsw_ray.audit.result import audit
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import RunConfig, load_config
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.flow.solver import solve
-from dpsw_ray.plan import make_plan
+from dpsw_ray.methods.dpswflow.mechanism import noisy_histograms
+from dpsw_ray.methods.dpswflow.plan import RowPlan
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.methods.registry import load_config
+from dpsw_ray.methods.sections import FlowingConfig
+from dpsw_ray.pipeline.plan import make_plan
+from dpsw_ray.pipeline.run import divided_data, train_encoder
 from dpsw_ray.privacy.accountants import bound as account_bound
 from dpsw_ray.privacy.events import SequentialEvent
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import BALL, bounded
-from dpsw_ray.private.mechanism import bound, draw_secret, noise
-from dpsw_ray.private.rows import noisy_histograms
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.quantiles import Targets, denoise
-from dpsw_ray.release.rows import RowPlan
-from dpsw_ray.run import divided_data, train_encoder
+from dpsw_ray.private.noise import draw_secret
 from dpsw_ray.slicing.directions import LATTICE, round_to_lattice
 from dpsw_ray.slicing.grid import SCALE
+from dpsw_ray.tables.quantiles import Targets, denoise
+from dpsw_ray.tables.release import Release
 
 Records = tuple[NDArray[np.float64], NDArray[np.int32]]
 
@@ -81,7 +85,7 @@ def histograms(plan: HistogramPlan, records: Records) -> Targets:
     return denoise(Release.from_plan(plan, table[None], {}))[0]
 
 
-def distance(rounds: Sequence[Targets], config: RunConfig, latents: NDArray[np.float64]) -> float:
+def distance(rounds: Sequence[Targets], config: FlowingConfig, latents: NDArray[np.float64]) -> float:
     """Sliced W2 between the records and the particles that flowed to the release."""
     with open_cluster(config.cluster) as cluster:
         flowed = solve(rounds, config.flow, sphere=True, seed=config.seed, cluster=cluster, threads=2)
@@ -109,8 +113,9 @@ def main() -> None:
     shipped, (latents, labels) = play(arguments.home)
     budget = (f"privacy.epsilon={arguments.epsilon}",)
 
-    def configured(*overrides: str) -> RunConfig:
+    def configured(*overrides: str) -> FlowingConfig:
         chosen = load_config("fashion_mnist", ["cluster.executor=local", *budget, *overrides])
+        assert isinstance(chosen, FlowingConfig)
         return chosen.model_copy(update={"paths": shipped.paths})
 
     def planned(config: RunConfig) -> Any:

@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.planner import GRIDS, choose, noise_per_record, squared_distance
-from dpsw_ray.release.quantiles import denoise
+from dpsw_ray.tables.planner import GRIDS, choose, noise_per_record, squared_distance
+from dpsw_ray.tables.quantiles import denoise
+from dpsw_ray.tables.release import Release
 
 Array = NDArray[np.float64]
 EPSILONS = (0.1, 0.2, 1.0, 5.0, 10.0, math.inf)

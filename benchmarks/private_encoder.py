@@ -21,21 +21,24 @@ from harness import finish, parser, show
 from numpy.typing import NDArray
 
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig, DataConfig, EncoderConfig, FlowConfig
+from dpsw_ray.config.run import ClusterConfig, DataConfig, EncoderConfig
 from dpsw_ray.data.sources import open_source
 from dpsw_ray.encoders import BasisEncoder, PcaEncoder
 from dpsw_ray.evaluation.models import model_accuracy
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.privacy.events import DpPcaEvent
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.privacy.relations import Relation
+from dpsw_ray.private import moments
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.private.moments import moment_noise, moment_sums
-from dpsw_ray.release import HistogramPlan, Release
-from dpsw_ray.release.moments import Moments, MomentsPlan, moments_event
-from dpsw_ray.release.planner import encoder_share
-from dpsw_ray.release.quantiles import denoise
+from dpsw_ray.release.moments import Lattice, Moments, MomentsPlan, moments_event
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.planner import encoder_share
+from dpsw_ray.tables.quantiles import denoise
+from dpsw_ray.tables.release import Release
 
 Array = NDArray[np.float64]
 RELATION: Relation = "replace_one"
@@ -56,28 +59,30 @@ class Images:
         self.trained = 1_000 if quick else 20_000
         if quick:
             self.train, self.labels = self.train[:6_000], self.labels[:6_000]
-        self._sums: dict[int, tuple[BasisEncoder, NDArray[np.int64]]] = {}
+        self._sums: dict[tuple[int, Lattice], tuple[BasisEncoder, NDArray[np.int64]]] = {}
 
-    def basis(self, size: int) -> tuple[BasisEncoder, NDArray[np.int64]]:
+    def basis(self, size: int, lattice: Lattice) -> tuple[BasisEncoder, NDArray[np.int64]]:
         """A basis, and the sums under it without noise."""
-        if size not in self._sums:
+        if (size, lattice) not in self._sums:
             basis = BasisEncoder.make(self.schema, size, DEFAULTS.radius)
             records, labels = bounded(basis.encode(self.train), self.labels)
-            self._sums[size] = basis, moment_sums([(records, labels)], MomentsPlan("benchmark", size, 0.0))
-        return self._sums[size]
+            plan = MomentsPlan("benchmark", size, 0.0, lattice)
+            self._sums[size, lattice] = basis, moments.moment_sums([(records, labels)], plan)
+        return self._sums[size, lattice]
 
     def moments(self, size: int, epsilon: float, seed: int) -> tuple[BasisEncoder, Moments]:
         """Noisy moments at the encoder's part of epsilon."""
-        basis, sums = self.basis(size)
-        std = self.event(epsilon).noise_std if epsilon < math.inf else 0.0
-        plan = MomentsPlan("benchmark", size, std)
-        drawn = moment_noise(NoiseKey.from_seed(seed), plan) if std else 0
+        plan = MomentsPlan("benchmark", size, 0.0)
+        if epsilon < math.inf:
+            plan = MomentsPlan.of(self.event(epsilon, size), size, "benchmark")
+        basis, sums = self.basis(size, plan.lattice)
+        drawn = moments.noise(NoiseKey.from_seed(seed), plan)
         return basis, Moments.from_plan(plan, sums + drawn, {"release_id": "benchmark"})
 
-    def event(self, epsilon: float) -> Any:
+    def event(self, epsilon: float, size: int) -> DpPcaEvent:
         """What the moments cost."""
         share = encoder_share(RELATION, epsilon, DELTA, len(self.train))
-        return moments_event(RELATION, epsilon, DELTA, share)
+        return moments_event(RELATION, epsilon, DELTA, share, size)
 
 
 def _part(source: Any, part: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
@@ -116,7 +121,7 @@ def limits(images: Images, epsilon: float, dim: int, frames: int, seed: int) -> 
     latents, labels = bounded(encoder.encode(images.train), images.labels)
     plan = HistogramPlan.make(
         release_id="benchmark", dim=dim, frames=frames, grid=GRID, classes=CLASSES, class_conditional=True,
-        relation=RELATION, epsilon=epsilon, delta=DELTA, seed=seed, beside=(images.event(epsilon),),
+        relation=RELATION, epsilon=epsilon, delta=DELTA, seed=seed, beside=(images.event(epsilon, DEFAULTS.basis),),
     )  # fmt: skip
     exact = bound([(latents, labels)], plan)
     noisy = exact + noise(NoiseKey.from_seed(seed), plan)

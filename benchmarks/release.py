@@ -14,9 +14,9 @@ import numpy as np
 from harness import finish, mixture, paired, parser, show
 from numpy.typing import NDArray
 
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.private.latents import CHUNK, bounded
-from dpsw_ray.private.mechanism import bound
-from dpsw_ray.release import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
 
 DIM = 8

@@ -27,21 +27,22 @@ import torch
 from harness import finish, mixture, paired, parser, show
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import write_arrow
 from dpsw_ray.cluster import Cluster, LocalCluster, WorkerGroup, open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
-from dpsw_ray.files import write_arrow
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.particles import initial
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.private.latents import CHUNK, LatentStore, bounded
-from dpsw_ray.private.masking import unmask
-from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.shard import Shard
-from dpsw_ray.release import HistogramPlan
-from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.release.exchange import noisy_answer
 from dpsw_ray.slicing.directions import haar_frames
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.drift_numba import NumbaBlock
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.quantiles import Targets
 
 GRID = BinGrid(32, 1.0)  # as in configs/fashion_mnist.yaml
 FLOW_DIM, RELEASE_DIM = 48, 64
@@ -221,13 +222,13 @@ def release(quick: bool) -> dict[str, Any]:
                     shards = cluster.spawn(
                         Shard,
                         [
-                            {"rank": rank, "size": number, "private_dir": private, "encoder_dir": folder,
-                             "latents_key": "benchmark"}
+                            {"rank": rank, "size": number, "private_dir": private, "receipts_dir": private / "receipts",
+                             "encoder_dir": folder, "latents_key": "benchmark"}
                             for rank in range(number)
                         ],
                     )  # fmt: skip
-                    publics = shards.call("announce")
-                    return unmask(shards.call("contribute", (wanted, 0, publics, 0)))
+                    shards.call("prepare", (wanted, 0))
+                    return noisy_answer(shards, wanted, noise_seed=0)
 
                 contribute(folder / "warm" / "private")
                 probe.call("reset")

@@ -18,10 +18,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from harness import finish, parser, show
 
-from dpsw_ray.progress import Progress
-from tune.config import SweepConfig
-from tune.plan import plan_sweep
-from tune.sweep import run_sweep
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.tune.config import SweepConfig
+from dpsw_ray.tune.plan import plan_sweep
+from dpsw_ray.tune.sweep import run_sweep
 
 
 def main() -> None:

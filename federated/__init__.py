@@ -1,1 +1,1 @@
-"""User-level simulation, on top of `dpsw_ray`; `dpsw_ray` never imports this package."""
+"""Simulated populations, whose users are what is protected."""

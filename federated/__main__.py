@@ -1,6 +1,6 @@
-"""`python -m federated CONFIG`."""
+"""`python -m federated`: the same as `dpsw federated`."""
 
-from federated.cli import main
+from dpsw_ray.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("federated")

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import Trust
+from dpsw_ray.federated.kernel import PRESENT, add_users
+from dpsw_ray.federated.plan import UserPlan
+from dpsw_ray.federated.shares import modulus_bits, share_variance, skellam
+from dpsw_ray.methods.dpswflow_h.mechanism import noise
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.mechanism import noise
 from dpsw_ray.slicing.directions import LATTICE, haar_frames
 from dpsw_ray.slicing.grid import BinGrid
-from federated.cohort import Cohort
-from federated.config import Trust
-from federated.kernel import PRESENT, add_users
-from federated.plan import UserPlan
-from federated.shares import modulus_bits, share_variance, skellam
 
 __all__ = ["Summing", "User", "audit_plan", "replaced_user"]
 
@@ -113,6 +113,6 @@ def _sums(users: Sequence[User], plan: UserPlan) -> NDArray[np.int64]:
         np.concatenate([user.labels for user in users]),
         np.concatenate([[0], np.cumsum([len(user.labels) for user in users])]).astype(np.int64),
         np.full(len(users), PRESENT, np.uint8), plan.directions[0], plan.grid, plan.table, total,
-        precision=plan.precision, largest_norm_sq=plan.form.row_norm_sq,
+        precision=plan.precision, largest_norm_sq=plan.form.norm_sq,
     )  # fmt: skip
     return total

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.config import FederatedConfig
+from dpsw_ray.federated.config import FederatedConfig
 
 __all__ = ["Cohort"]
 
@@ -46,10 +46,9 @@ class Cohort:
     @classmethod
     def of(cls, config: FederatedConfig, users: int, number: int) -> Cohort:
         """The round's, as the config simulates it."""
-        shared = config.method == "dpswflow-r" and config.trust != "central"
         s = config.stragglers
         return cls(
-            users, number, config.seed, config.release.rate if shared else 1.0, config.dropout.rate,
+            users, number, config.seed, config.invited, config.dropout.rate,
             s.deadline_s or math.inf, s.median_s, s.spread, config.population.malformed,
         )  # fmt: skip
 

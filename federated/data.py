@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_manifest
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import Cluster
 from dpsw_ray.data import Dataset
 from dpsw_ray.data.split import read_info
-from dpsw_ray.errors import UserError
-from dpsw_ray.plan import pin_division, pinned_division
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.population.generated import write_generated
+from dpsw_ray.federated.population.ingest import ingest_users, natural_folder
+from dpsw_ray.pipeline.folder import at_terminal
+from dpsw_ray.pipeline.plan import pin_division, pinned_division, protection
+from dpsw_ray.pipeline.run import divided_data
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import divided_data
-from federated.config import FederatedConfig
-from federated.population.generated import write_generated
-from federated.population.ingest import ingest_users, natural_folder
 
 __all__ = ["population_data"]
 
@@ -45,10 +46,13 @@ def population_data(
             )
             with _locked(folder.with_name("account")):  # the lock of all divisions of these records
                 if not (folder / "dataset.json").exists():
-                    cluster.run(ingest_users, config, folder, pinned_division(config, ledger))
-        users = json.loads((folder / "dataset.json").read_text())["users"]
+                    # That records are another data set's is for whoever owns both to read, and for no log of a job.
+                    pinned = pinned_division(config, ledger)
+                    cluster.run(ingest_users, config, folder, pinned, at_terminal())
+        users = read_manifest(folder / "dataset.json")["users"]
         data = Dataset(read_info(folder))
         pin_division(config, ledger, data.info)
+        progress.say(protection(config, data.info))
         return data, int(users)
     hidden = config.privacy.model_copy(update={"relation": "add_remove"})
     data = divided_data(config.model_copy(update={"privacy": hidden}), cluster, progress, ledger)
@@ -75,7 +79,9 @@ def _generated(config: FederatedConfig) -> Dataset:
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder that is made once, whoever else wants to make it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(
+        folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
+    )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -164,7 +164,7 @@ def add_users(
     largest_norm_sq: int,
     threads: int = 1,
 ) -> NDArray[np.bool_]:
-    """Adds every present user's message to `out`; see `federated.message.user_message` for one.
+    """Adds every present user's message to `out`; see `message.user_message` for one.
 
     Args:
         latents: array of size [n, d], in multiples of 2^-26, norms below 1; a user's records are neighbours.

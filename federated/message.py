@@ -4,9 +4,9 @@ Statement
     Relations: `replace_one`, `zero_out`. Unit: user.
     Bound: a user's message is the average of its records' bin vectors, rounded down cell by cell. By convexity its
         norm in each direction is at most that of one row of the table, however many records it has; so a message of
-        non-negative integers with sum at most 2^precision and squared norm at most `row_norm_sq` in each direction
+        non-negative integers with sum at most 2^precision and squared norm at most `norm_sq` in each direction
         is all that the server takes, and the check is on the integers that are sent.
-    Sensitivity (L2, squared): K * row_norm_sq for `zero_out`, twice that for `replace_one`; (L1) K * 2^precision, or
+    Sensitivity (L2, squared): K * norm_sq for `zero_out`, twice that for `replace_one`; (L1) K * 2^precision, or
         twice that.
 
 Whoever is not in the right form is refused and counted, never mended: what a wrong message meant nobody knows.
@@ -14,31 +14,16 @@ Whoever is not in the right form is refused and counted, never mended: what a wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.release.form import Form
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
-__all__ = ["TAMPERINGS", "MessageForm", "refusal", "tampered", "user_message"]
-
-
-@dataclass(frozen=True)
-class MessageForm:
-    """What a message must look like.
-
-    Attributes:
-        shape: [C, K, bins].
-        row_norm_sq: largest squared L2 norm over the cells of one direction, all classes together.
-        mass: largest sum over them.
-    """
-
-    shape: tuple[int, int, int]
-    row_norm_sq: int
-    mass: int
+__all__ = ["TAMPERINGS", "tampered", "user_message"]
 
 
 def user_message(
@@ -73,29 +58,11 @@ def user_message(
     return sums // (max(counted, full_weight_at, 1) << (16 - precision))
 
 
-def refusal(message: Any, form: MessageForm) -> str | None:
-    """Why a message is refused, or None for one in the right form."""
-    if not isinstance(message, np.ndarray) or message.shape != form.shape:
-        return "shape"
-    if message.dtype.kind == "f" and not np.isfinite(message).all():
-        return "not finite"
-    if message.dtype.kind not in "iu":
-        return "not whole numbers"
-    if message.dtype.kind == "i" and (message < 0).any():
-        return "negative"
-    if (message > form.mass).any():  # before any product: what follows then fits 64 bits
-        return "too large"
-    whole = message.astype(np.int64)
-    if (whole.sum(axis=(0, 2)) > form.mass).any() or ((whole**2).sum(axis=(0, 2)) > form.row_norm_sq).any():
-        return "too large"
-    return None
-
-
 TAMPERINGS = 6
 """The ways in which a simulated message is wrong."""
 
 
-def tampered(form: MessageForm, how: int) -> NDArray[Any]:
+def tampered(form: Form, how: int) -> NDArray[Any]:
     """What a broken or dishonest device sends, whatever its user has: what is refused tells of no record.
 
     Args:

@@ -1,6 +1,6 @@
 """What a round is going to release, under each trust model: public, decided before a private record is read.
 
-Statement (unit: user; K directions; messages as in `federated.message`, whose bounds are on the integers sent)
+Statement (unit: user; K directions; messages as in `dpsw_ray.federated.message`, whose bounds are on the integers sent)
     central: the server adds N(0, s^2) to the sum. The event of sliced histograms, or, with a secret Poisson sample of
         the users in every round (`zero_out`), of sums over secret samples.
     distributed: every survivor adds Skellam(v) to its message, inside secure aggregation, v = s^2 / (t - 1 - c). With
@@ -23,7 +23,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import FederatedConfig, Trust
+from dpsw_ray.federated.shares import centred, modulus_bits, share_variance, wrap_probability
+from dpsw_ray.methods.dpswflow.plan import RowPlan, row_change, row_grid
 from dpsw_ray.privacy.calibration import calibrate_noise
 from dpsw_ray.privacy.discrete import MAX_DRAWN
 from dpsw_ray.privacy.events import (
@@ -36,23 +40,22 @@ from dpsw_ray.privacy.events import (
     SlicedHistogramEvent,
 )
 from dpsw_ray.privacy.relations import Relation
-from dpsw_ray.release.plan import ReleasePlan, checked_std
-from dpsw_ray.release.rows import RowPlan, row_grid
+from dpsw_ray.release.form import Form
+from dpsw_ray.release.plan import checked_std
 from dpsw_ray.slicing.directions import LATTICE, haar_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
-from federated.cohort import Cohort
-from federated.config import FederatedConfig, Trust
-from federated.message import MessageForm
-from federated.shares import centred, modulus_bits, share_variance, wrap_probability
+from dpsw_ray.tables.plan import SlicesPlan
 
 __all__ = ["RoundPlan", "UserPlan", "UserRowPlan", "needed_survivors", "round_plan"]
 
 _WRAP = 1e-9  # chance of a wrong cell that a chosen modulus may have
+_LEAST_DELTA = 1e-12  # Skellam numbers are drawn from uniforms of 53 bits
+_NUMBER = 32  # bits of a noisy projection
 _NO_COHORT = Cohort(0, 0, 0)
 
 
 @dataclass(frozen=True)
-class UserPlan(ReleasePlan):
+class UserPlan(SlicesPlan):
     """One round of users' messages.
 
     Attributes:
@@ -78,10 +81,15 @@ class UserPlan(ReleasePlan):
     bits: int = 17
 
     @property
-    def form(self) -> MessageForm:
+    def mechanism(self) -> str:
+        """Of sums of messages."""
+        return "dpsw_ray.federated.mechanism"
+
+    @property
+    def form(self) -> Form:
         """What a message must look like: the bounds that the event below counts on."""
         shift = 16 - self.precision
-        return MessageForm(self.cells[1:], self._row_norm_sq >> 2 * shift, SCALE >> shift)
+        return Form(self.cells[1:], self._row_norm_sq >> 2 * shift, SCALE >> shift, axis=1)
 
     @property
     def event(self) -> Event:
@@ -94,12 +102,18 @@ class UserPlan(ReleasePlan):
         if self.trust == "local":
             return _skellam(directions, form, self.share, self.trust)
         assert self.noise != "skellam"
-        return _central(directions, form.row_norm_sq, self.noise_std, self.noise, self.rate)
+        return _central(directions, form.norm_sq, self.noise_std, self.noise, self.rate)
 
     @property
-    def messages(self) -> int:
-        """One."""
-        return 1
+    def message_bits(self) -> int:
+        """Of one user's message, as it would be packed."""
+        bits = self.form.mass.bit_length() if self.trust == "central" else self.bits
+        return math.prod(self.cells) * bits
+
+    @property
+    def modulus_bits(self) -> int | None:
+        """Of secure aggregation; None without it."""
+        return self.bits if self.trust == "distributed" else None
 
     def counts(self, totals: NDArray[np.int64]) -> NDArray[np.int64]:
         """The released counts: out of the modulus, in units of `SCALE` a user."""
@@ -127,13 +141,29 @@ class UserRowPlan(RowPlan):
     survivors: int = 0
 
     @property
+    def mechanism(self) -> str:
+        """Of padded rows."""
+        return "dpsw_ray.federated.row_mechanism"
+
+    @property
     def event(self) -> Event:
         """A Gaussian mechanism: all of a replaced user's rows change, each by at most 2 sqrt(K / d)."""
         _, directions, dim = self.directions.shape
-        change = 2 * math.sqrt(self.rows * directions / dim)
+        change = math.sqrt(self.rows) * row_change(directions, dim, "replace_one")
         return GaussianEvent(
             "noisy rows on the devices", {"replace_one": change}, self.noise_std * LATTICE, unit="user"
         )
+
+    @property
+    def message_bits(self) -> int:
+        """Of one user's message, as it would be packed."""
+        directions: int = self.directions.shape[1]
+        return self.rows * directions * _NUMBER
+
+    @property
+    def modulus_bits(self) -> None:
+        """None: every row has noise of its own, and none is masked."""
+        return None
 
     def _more(self) -> tuple[object, ...]:
         return (*super()._more(), self.cohort, self.rows, self.survivors)
@@ -179,22 +209,24 @@ def round_plan(
     Raises:
         UserError: noise beyond what fits, or a modulus that is too small.
     """
-    r, p = config.release, config.privacy
+    asked, p = config.slices, config.privacy
     survivors = int(cohort.survivors().sum())
-    if config.method == "dpswflow":
+    if rows := config.sent_rows:
         one = RowPlan.make(
-            release_id=release_id, dim=dim, directions=r.frames * dim, law="haar", epochs=1, batches=1,
+            release_id=release_id, dim=dim, directions=asked.frames * dim, law="haar", epochs=1, batches=1,
             relation=p.relation, epsilon=p.epsilon, delta=p.delta, seed=config.seed,
         )  # fmt: skip
-        std = checked_std(one.noise_std * math.sqrt(config.rows), 1 / LATTICE, p.epsilon, r.frames * dim)
+        root = math.sqrt(rows)
+        change = root * row_change(asked.frames * dim, dim, p.relation) / LATTICE
+        std = checked_std(root * one.noise_std, change, rows * asked.frames * dim, p.epsilon)
         grid = row_grid(std * LATTICE)
         return UserRowPlan(
             release_id, one.directions, grid, grid.table, 1, False, std, unit="user",
-            cohort=cohort, rows=config.rows, survivors=survivors,
+            cohort=cohort, rows=rows, survivors=survivors,
         )  # fmt: skip
-    conditional = r.class_conditional and classes > 0
-    grid = BinGrid(r.bins, r.smoothing)
-    directions = _directions(r.frames, config.rounds, dim, config.seed)[cohort.number][None]
+    conditional = asked.labelled and classes > 0
+    grid = BinGrid(asked.bins, asked.smoothing)
+    directions = _directions(asked.frames, config.rounds, dim, config.seed)[cohort.number][None]
     plan = UserPlan(
         release_id, directions, grid, grid.table, classes if conditional else 1, conditional, 0.0, p.noise, "user",
         cohort, config.trust, 0 if config.sampled else survivors, config.population.full_weight_at,
@@ -203,17 +235,23 @@ def round_plan(
 
 
 def _with_noise(plan: UserPlan, config: FederatedConfig, users: int) -> UserPlan:
-    p, directions = config.privacy, plan.directions.shape[1]
+    p, directions, cells = config.privacy, plan.directions.shape[1], math.prod(plan.cells)
     calibrated = (config.rounds, p.relation, p.epsilon, p.delta)
     if plan.trust == "central":
-        rate = config.release.rate if config.sampled else 1.0
-        std = _central_std(directions, plan.form.row_norm_sq, p.noise, rate, *calibrated)
-        if p.noise == "discrete_gaussian" and math.prod(plan.cells) > MAX_DRAWN:
+        rate = config.slices.rate if config.sampled else 1.0
+        std = _central_std(directions, plan.form.norm_sq, p.noise, rate, *calibrated)
+        if p.noise == "discrete_gaussian" and cells > MAX_DRAWN:
             raise UserError(
-                f"privacy.noise discrete_gaussian draws at most {MAX_DRAWN:,} cells, the plan has "
-                f"{math.prod(plan.cells):,}: choose fewer release.frames or release.bins, or privacy.noise gaussian."
+                f"privacy.noise discrete_gaussian draws at most {MAX_DRAWN:,} cells, the plan has {cells:,}: choose "
+                f"fewer release.frames or release.bins, or privacy.noise gaussian."
             )
-        return replace(plan, noise_std=checked_std(std, SCALE, p.epsilon, directions), rate=rate)
+        checked = checked_std(std, _change(plan, p.relation), cells, p.epsilon, p.noise, exact=rate == 1)
+        return replace(plan, noise_std=checked, rate=rate)
+    if p.delta < _LEAST_DELTA:
+        raise UserError(
+            f"privacy.delta must be at least {_LEAST_DELTA:g} under trust {plan.trust}, found {p.delta:g}: the tails "
+            "of Skellam noise are drawn no further."
+        )
     secagg = config.secagg
     plan = replace(plan, noise="skellam", precision=secagg.precision)
     unit = 2.0 ** (16 - secagg.precision)
@@ -223,9 +261,12 @@ def _with_noise(plan: UserPlan, config: FederatedConfig, users: int) -> UserPlan
     distributed = plan.trust == "distributed"
     share = share_variance(variance, threshold, secagg.corrupted) if distributed else variance
     total = plan.survivors * share
-    std = checked_std(math.sqrt(total) * unit, SCALE, p.epsilon, directions)
-    plan = replace(plan, noise_std=std, share=share, corrupted=secagg.corrupted if distributed else 0)
-    cells = math.prod(plan.cells)
+    # Of what is drawn at once: all the noise of a sum that nobody sees the parts of, or that of one message.
+    drawn = math.sqrt(total if distributed else share)
+    checked_std(drawn, _change(plan, p.relation), cells, p.epsilon)
+    plan = replace(
+        plan, noise_std=math.sqrt(total) * unit, share=share, corrupted=secagg.corrupted if distributed else 0
+    )
     if not distributed:
         return replace(plan, bits=modulus_bits(1, secagg.precision, share, cells * users))
     # By what all who are asked could send, so that it is known before they answer.
@@ -239,6 +280,12 @@ def _with_noise(plan: UserPlan, config: FederatedConfig, users: int) -> UserPlan
             f"wrap around; choose at least {enough}, or a smaller secagg.precision."
         )
     return replace(plan, bits=secagg.bits)
+
+
+def _change(plan: UserPlan, relation: Relation) -> float:
+    """How far a user's message moves the sum, in the units that are sent."""
+    changed = 2 if relation == "replace_one" else 1
+    return math.sqrt(changed * plan.directions.shape[1] * plan.form.norm_sq)
 
 
 @lru_cache(maxsize=8)
@@ -256,8 +303,8 @@ def _central(directions: int, row_norm_sq: int, std: float, noise: NoiseKind, ra
     return SlicedHistogramEvent(directions, row_norm_sq, std, noise, "user", "sliced histograms of users")
 
 
-def _skellam(directions: int, form: MessageForm, variance: float, trust: Trust) -> SkellamEvent:
-    squared, absolute = directions * form.row_norm_sq, directions * form.mass
+def _skellam(directions: int, form: Form, variance: float, trust: Trust) -> SkellamEvent:
+    squared, absolute = directions * form.norm_sq, directions * form.mass
     by_relation: dict[Relation, int] = {"replace_one": 2 * squared}
     by_relation_l1: dict[Relation, int] = {"replace_one": 2 * absolute}
     if trust == "distributed":
@@ -281,10 +328,10 @@ def _central_std(
 
 @lru_cache(maxsize=64)
 def _skellam_std(
-    directions: int, form: MessageForm, trust: Trust, rounds: int,
+    directions: int, form: Form, trust: Trust, rounds: int,
     relation: Relation, epsilon: float, delta: float,
 ) -> float:  # fmt: skip
-    scale = math.sqrt(directions * form.row_norm_sq)
+    scale = math.sqrt(directions * form.norm_sq)
     return scale * _level(
         lambda level: _skellam(directions, form, (level * scale) ** 2, trust),
         rounds,

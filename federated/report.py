@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dpsw_ray.evaluation.report import ReportSection
-from federated.config import FederatedConfig
-from federated.plan import UserPlan
-from federated.rounds import Rounds
-from federated.traffic import LITERATURE, encoder_bytes
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.rounds import Rounds
+from dpsw_ray.federated.traffic import LITERATURE, encoder_bytes
 
 __all__ = ["mechanism", "sections", "summary"]
 
-_SENT = {
-    "dpswflow-h": "Every user averages the histograms of its own records' projections onto random directions",
-    "dpswflow-r": "In every round a user averages the histograms of its own records' projections onto random "
-    "directions of that round",
-    "dpswflow": "Every user sends the same number of its records' projections onto random directions",
-}
 _NOISE = {
     "central": "the server adds the users' averages up and adds noise to every cell, once.",
     "distributed": "adds its share of the noise, and sends it masked, so that the server sees the noisy sum of all and "
@@ -33,7 +26,7 @@ def mechanism(config: FederatedConfig) -> str:
     sampled = " Who is in a round's sample is drawn in secret." if config.sampled else ""
     joint = "; " if config.trust == "central" else ", "
     return (
-        f"{_SENT[config.method]}{joint}{_NOISE[config.trust]}{sampled} Samples and figures are computed from the noisy "
+        f"{config.sent}{joint}{_NOISE[config.trust]}{sampled} Samples and figures are computed from the noisy "
         "sums. Nobody counts for more than anybody else, however many records they have."
     )
 
@@ -55,11 +48,11 @@ def sections(config: FederatedConfig, rounds: Rounds, users: int, encoder: Path)
         "full weight at records": p.full_weight_at,
         "simulated dropout": config.dropout.rate,
     }
-    if isinstance(rounds.plan, UserPlan) and config.trust == "distributed":
+    if rounds.plan.modulus_bits is not None:
         population |= {
             "threshold of survivors, of those asked": config.secagg.threshold,
-            "tolerated corrupted users": rounds.plan.corrupted,
-            "bits of the modulus": rounds.plan.bits,
+            "tolerated corrupted users": config.secagg.corrupted,
+            "bits of the modulus": rounds.plan.modulus_bits,
         }
     if rounds.refused:
         population["messages refused"] = ", ".join(f"{n} {why}" for why, n in sorted(rounds.refused.items()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -22,26 +23,27 @@ from pathlib import Path
 
 import numpy as np
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DAMAGE, DamagedFile, read_bytes, read_manifest, write_json, write_manifest
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import WorkerGroup
 from dpsw_ray.data.split import DatasetInfo
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_json
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.message import TAMPERINGS, tampered
+from dpsw_ray.federated.plan import RoundPlan, needed_survivors, round_plan
+from dpsw_ray.federated.traffic import RoundTraffic, round_traffic
+from dpsw_ray.pipeline.plan import ledger_account
+from dpsw_ray.pipeline.publish import release_manifest
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.private.protocol import release_once
-from dpsw_ray.progress import Progress
-from dpsw_ray.publish import release_manifest
-from dpsw_ray.release import Release
-from federated.cohort import Cohort
-from federated.config import FederatedConfig
-from federated.message import TAMPERINGS, refusal, tampered
-from federated.plan import RoundPlan, UserPlan, needed_survivors, round_plan
-from federated.traffic import RoundTraffic, round_traffic
+from dpsw_ray.release.exchange import release_once
+from dpsw_ray.release.place import weakest
+from dpsw_ray.tables.release import Release
 
-__all__ = ["BudgetSpent", "RoundRecord", "Rounds", "merged", "run_rounds"]
+__all__ = ["BudgetSpent", "RoundRecord", "Rounds", "check_rounds_whole", "merged", "run_rounds"]
 
 _FOLLOWED = 25  # rounds whose epsilon so far is worked out one by one
 
@@ -102,6 +104,37 @@ class Rounds:
     traffic: RoundTraffic
     plan: RoundPlan = field(repr=False)
     events: tuple[Event, ...]
+
+
+def check_rounds_whole(folder: Path) -> None:
+    """Refuses to go on with rounds of which a released one is gone: it would be paid for again.
+
+    Args:
+        folder: `release/` of the run's folder.
+
+    Raises:
+        UserError: a round that was released is missing, or a part of it is.
+    """
+    try:
+        written = os.path.lexists(folder / "rounds.json")
+        stored = json.loads(read_bytes(folder / "rounds.json")) if written else []
+        released = [int(record["number"]) for record in stored if record["outcome"] == "released"]
+    except (DamagedFile, RecursionError, *DAMAGE):
+        raise UserError(
+            f"{folder / 'rounds.json'} cannot be read: restore it from a copy, or give another --output for a run that "
+            "is charged anew."
+        ) from None
+    lost = [number for number in released if not (_round(folder, number) / "manifest.json").exists()]
+    if lost or ((folder.parent / "privacy.json").exists() and not released):
+        which = f"round {lost[0] + 1}" if lost else "all of them"
+        raise UserError(
+            f"What was paid for in {folder} is not whole ({which} missing): restore the folder from a copy, or give "
+            "another --output for a run that is charged anew."
+        )
+
+
+def _round(folder: Path, number: int) -> Path:
+    return folder / "rounds" / f"{number:04d}"
 
 
 def run_rounds(
@@ -212,9 +245,10 @@ class _Run:
             return plan
 
         return release_once(
+            Release,
             self.shards,
             make_plan,
-            self.folder / "rounds" / f"{number:04d}",
+            _round(self.folder, number),
             ledger=self.ledger,
             account=ledger_account(self.config),
             run_id=self._run_id(),
@@ -226,18 +260,21 @@ class _Run:
         """The run's name and a random part, so that its charges are told from those of other runs of that name."""
         path = self.folder / "run.json"
         if not path.exists():
-            write_json(path, {"run_id": f"{self.config.name} {secrets.token_hex(4)}"})
-        return str(json.loads(path.read_text())["run_id"])
+            write_manifest(path, {"run_id": f"{self.config.name} {secrets.token_hex(4)}"})
+        try:
+            return str(read_manifest(path)["run_id"])
+        except KeyError:
+            raise DamagedFile.of(path, "is damaged (it names no run)") from None
 
 
 def _refused(plan: RoundPlan) -> dict[str, int]:
     """How many messages that come in time are refused, by reason; who is broken, and how, is simulated and public."""
-    if not isinstance(plan, UserPlan):
+    if plan.form is None:
         return {}
     found: Counter[str] = Counter()
     wrong = np.flatnonzero(plan.cohort.answering() & plan.cohort.broken()) % TAMPERINGS
     for how, count in zip(*np.unique(wrong, return_counts=True), strict=True):
-        reason = refusal(tampered(plan.form, int(how)), plan.form)
+        reason = plan.form.refusal(tampered(plan.form, int(how)))
         if reason is None:
             raise RuntimeError("a broken device's message passed for a right one")
         found[reason] += int(count)
@@ -277,6 +314,7 @@ def merged(rounds: Rounds, config: FederatedConfig) -> Release:
         **releases[-1].manifest,
         "privacy": account(rounds.events, p.relation, p.delta).to_dict(),
         "trust": config.trust,
+        "computed_in": weakest(release.manifest.get("computed_in") for release in releases),
         "survivors": [record.survivors for record in rounds.records if record.outcome == "released"],
         "round_ids": [release.manifest["release_id"] for release in releases],
     }

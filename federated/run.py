@@ -5,37 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import write_bytes, write_json
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import Cluster, WorkerGroup, open_cluster
 from dpsw_ray.cluster.head_ledger import open_ledger
 from dpsw_ray.data import Dataset
-from dpsw_ray.errors import UserError
-from dpsw_ray.exhibits import followed
-from dpsw_ray.files import write_bytes, write_json
-from dpsw_ray.flow.solver import FlowResult
-from dpsw_ray.output import RunFolder, resolve_output
-from dpsw_ray.plan import ledger_account, register_account
-from dpsw_ray.progress import Progress
-from dpsw_ray.publish import Results, publish
-from dpsw_ray.release.quantiles import denoise
-from dpsw_ray.run import (
+from dpsw_ray.federated.config import FEDERATED, FederatedConfig
+from dpsw_ray.federated.data import population_data
+from dpsw_ray.federated.population.statistics import heterogeneity_figure
+from dpsw_ray.federated.report import mechanism, sections, summary
+from dpsw_ray.federated.rounds import Rounds, check_rounds_whole, merged, run_rounds
+from dpsw_ray.federated.worker import UserShard
+from dpsw_ray.flow.points import Points
+from dpsw_ray.methods.method import Tools
+from dpsw_ray.methods.registry import method_of
+from dpsw_ray.pipeline.destination import check_place
+from dpsw_ray.pipeline.folder import RunFolder, resolve_output
+from dpsw_ray.pipeline.memory import check_memory
+from dpsw_ray.pipeline.plan import ledger_account, register_account
+from dpsw_ray.pipeline.publish import Results, publish
+from dpsw_ray.pipeline.run import (
     RunResult,
+    check_receipts,
     decode,
     measure,
-    move_points,
     threads_per_actor,
     train_encoder,
 )
-from dpsw_ray.timings import Timings
-from dpsw_ray.tracking import Tracker, open_tracker
-from federated.config import FederatedConfig
-from federated.data import population_data
-from federated.population.statistics import heterogeneity_figure
-from federated.report import mechanism, sections, summary
-from federated.rounds import Rounds, merged, run_rounds
-from federated.worker import UserShard
+from dpsw_ray.pipeline.timings import Timings
+from dpsw_ray.pipeline.tracking import Tracker, check_tracking, open_tracker
 
 __all__ = ["run_federated", "spawn_users"]
 
@@ -55,26 +57,33 @@ def run_federated(
     """
     progress = progress or Progress()
     path = resolve_output(config, output)
+    check_place(path)
+    check_memory(config)
     timings = Timings()
     with (
-        RunFolder(config, path) as folder,
+        RunFolder(config, path, FEDERATED) as folder,
         open_cluster(config.cluster) as cluster,
         nullcontext(open_ledger(config.ledger_path)) as ledger,
-        open_tracker(config.tracking, path.parent, config.name) as tracker,
+        ExitStack() as stack,
     ):
+        check_tracking(config.tracking, path.parent)
         p = config.privacy
         ledger.check(ledger_account(config), p.relation, unit=p.unit, delta=p.delta)
-        tracker.params(config.model_dump(mode="json"))
+        check_rounds_whole(path / "release")
         if folder.resumed:
             progress.say(f"Going on with the run in {path}: what is stored there is used again")
         with timings.phase("data", hidden=True):
+            check_receipts(config, cluster, ledger)
             data, users = population_data(config, cluster, progress, ledger)
             _check_delta(config, users)
+            check_memory(config, data.info)
+        tracker = stack.enter_context(open_tracker(config.tracking, path.parent, config.name))
+        tracker.params(config.model_dump(mode="json"))
         with timings.phase("encoder"):
             encoder = train_encoder(config, data, folder / "encoder", progress)
         shards = spawn_users(config, cluster, data, folder / "encoder", users)
         progress.say(f"Preparing {users:,} users (on the private side)")
-        for step in ("encode", "arrange", "fill", "finish"):
+        for step in ("inspect", "encode", "arrange", "fill", "finish"):
             shards.call(step, retry=True)
         register_account(config, ledger)
         rounds = run_rounds(config, shards, folder / "release", ledger, data.info, encoder, users, progress)
@@ -82,20 +91,20 @@ def run_federated(
         if not (folder / "release" / "manifest.json").exists():
             release.save(folder / "release")
         with timings.phase("denoise"):
-            targets = [target for one in rounds.releases for target in denoise(one, config.flow.denoising)]
+            method = method_of(config)
+            targets = [target for one in rounds.releases for target in method.targets(config, one)]
         with timings.phase("flow", on=cluster):
-            flow = move_points(
-                config, targets, encoder, cluster, folder / "checkpoints", config.seed, progress,
-                follow=followed(encoder),
-            )  # fmt: skip
+            threads = threads_per_actor(config)
+            tools = Tools(encoder, cluster, threads, progress, folder / "checkpoints", film=True)
+            points = method.learn(config, targets, tools).sample(config.count, config.seed)
         with timings.phase("decode"):
-            samples = decode(config.seed, flow, encoder, release)
+            samples = decode(config.seed, points, encoder, release)
         with timings.phase("evaluation"):
-            metrics = measure(config, data, flow, samples, encoder, progress)
+            metrics = measure(config, data, points, samples, encoder, progress)
         if config.evaluation.research:
-            _research(config, shards, flow, folder / "research", progress)
+            _research(config, shards, points, folder / "research", progress)
         results = Results(
-            config, data.info, encoder, release, targets, flow, samples, metrics, timings.seconds,
+            config, data.info, encoder, release, targets, points, samples, metrics, timings.seconds,
             mechanism=mechanism(config), sections=sections(config, rounds, users, folder / "encoder"),
             trust=config.trust, simulated=config.simulated,
         )  # fmt: skip
@@ -115,6 +124,7 @@ def spawn_users(
     shared = {
         "size": cluster.size,
         "private_dir": data.private_dir,
+        "receipts_dir": data.receipts_dir,
         "encoder_dir": encoder_dir,
         "latents_key": latents_key,
         "population": config.population,
@@ -136,13 +146,13 @@ def _check_delta(config: FederatedConfig, users: int) -> None:
 
 
 def _research(
-    config: FederatedConfig, shards: WorkerGroup, flow: FlowResult, folder: Path, progress: Progress
+    config: FederatedConfig, shards: WorkerGroup, points: Points, folder: Path, progress: Progress
 ) -> None:
     progress.say(
         "Measuring against private records: epsilon of these figures is infinite, they stay in research/"
     )
     e = config.evaluation
-    found = shards.call("research", (flow.particles, e.directions, config.evaluation_seed))[0]
+    found = shards.call("research", (points.particles, e.directions, config.evaluation_seed))[0]
     folder.mkdir(mode=0o700, exist_ok=True)
     warning = "Computed from private records without noise: not covered by the run's epsilon, never publish."
     write_json(folder / "metrics.json", {"epsilon": math.inf, "warning": warning, **found})

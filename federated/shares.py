@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import poisson
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.noise import NoiseKey, mask_stream
 
 __all__ = ["centred", "modulus_bits", "share_variance", "skellam", "wrap_probability"]
@@ -119,9 +120,16 @@ def wrap_probability(bits: int, users: int, precision: int, variance: float, cel
 
 
 def modulus_bits(users: int, precision: int, variance: float, cells: int) -> int:
-    """The fewest bits at which wrapping around is out of the question (2^-40)."""
-    return next(
-        bits for bits in range(8, 64) if wrap_probability(bits, users, precision, variance, cells) <= _SAFE
+    """The fewest bits at which wrapping around is out of the question (2^-40).
+
+    Raises:
+        UserError: 63 are not enough.
+    """
+    for bits in range(8, 64):
+        if wrap_probability(bits, users, precision, variance, cells) <= _SAFE:
+            return bits
+    raise UserError(
+        "The noise on users' messages does not fit the 63 bits that are sent: choose a larger privacy.epsilon."
     )
 
 

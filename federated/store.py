@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.files import write_bytes
+from dpsw_ray.base.files import DamagedFile, open_regular, read_bytes, write_bytes
+from dpsw_ray.federated.population.base import Partitioner
 from dpsw_ray.private.latents import CHUNK, LatentStore
 from dpsw_ray.slicing.directions import LATTICE
-from federated.population.base import Partitioner
 
 __all__ = ["UserStore"]
 
@@ -42,6 +42,23 @@ class UserStore:
     def ready(self) -> bool:
         """Whether the store is whole."""
         return (self.folder / "ready.json").exists()
+
+    def inspect(self) -> None:
+        """Removes a store that is not what was written, so that it is made anew: before a round is charged."""
+        with self._locked():
+            if self.ready and not self._is_whole():
+                shutil.rmtree(self.folder)
+
+    def _is_whole(self) -> bool:
+        try:
+            told = json.loads(read_bytes(self.folder / "ready.json"))
+            if told is not True and told["digest"] != self.fingerprint():
+                return False
+            latents, labels, offsets = (np.load(self.folder / name, mmap_mode="r") for name in _FILES)
+            kinds = (latents.dtype, labels.dtype, offsets.dtype) == (np.int32, np.int32, np.int64)
+            return bool(kinds and latents.ndim == 2 and len(latents) == len(labels) == offsets[-1])
+        except (DamagedFile, ValueError, KeyError, TypeError, IndexError, EOFError):
+            return False
 
     def create(self, counts: NDArray[np.int64], dim: int) -> None:
         """Makes the files for users with these numbers of records, where nobody has; what they hold comes later.
@@ -93,7 +110,8 @@ class UserStore:
         for name in _FILES:
             with (self._part / name).open("rb") as stream:
                 os.fsync(stream.fileno())
-        write_bytes(self._part / "ready.json", json.dumps(True).encode(), mode=0o600)
+        ready = {"digest": _digest(self._part)}
+        write_bytes(self._part / "ready.json", json.dumps(ready).encode(), mode=0o600)
         shutil.rmtree(self.folder, ignore_errors=True)  # not ready: nobody reads it
         self._part.rename(self.folder)
 
@@ -101,7 +119,7 @@ class UserStore:
     def _locked(self) -> Iterator[None]:
         self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(
-            self.folder.with_name(f".{self.folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
+            self.folder.with_name(f".{self.folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
         )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -156,8 +174,12 @@ class UserStore:
 
     def fingerprint(self) -> str:
         """Hash of the files' contents."""
-        digest = hashlib.blake2b(digest_size=32)
-        for name in _FILES:
-            with (self.folder / name).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest())
-        return digest.hexdigest()
+        return _digest(self.folder)
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for name in _FILES:
+        with open_regular(folder / name) as stream:
+            digest.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest())
+    return digest.hexdigest()

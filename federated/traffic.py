@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from federated.plan import RoundPlan, UserPlan
+from dpsw_ray.federated.plan import RoundPlan
 
 __all__ = ["LITERATURE", "RoundTraffic", "encoder_bytes", "round_traffic"]
 
@@ -17,7 +17,6 @@ _PLAN = 512  # seeds, grid, bounds, threshold: a user makes the directions itsel
 _PUBLIC_KEYS = 2 * 32  # one for masks, one for sealing shares
 _SHARES = 2 * (66 + 28)  # two Shamir shares over 521 bits, sealed with nonce and tag
 _ANSWER = 66  # one share of every neighbour, to unmask
-_NUMBER = 32  # bits of a noisy projection
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,8 @@ def round_traffic(plan: RoundPlan, neighbours: int, asked: int) -> RoundTraffic:
         neighbours: users with whom each shares masks (Bell et al. 2020: a few dozen to a hundred suffice).
         asked: users in the round.
     """
-    if isinstance(plan, UserPlan):
-        bits = plan.bits if plan.trust != "central" else plan.form.mass.bit_length()
-        message = math.ceil(math.prod(plan.cells) * bits / 8)
-    else:
-        message = math.ceil(plan.rows * plan.directions.shape[1] * _NUMBER / 8)
-    if not isinstance(plan, UserPlan) or plan.trust != "distributed":
+    message = math.ceil(plan.message_bits / 8)
+    if plan.modulus_bits is None:
         return RoundTraffic(message, message, _PLAN)
     others = min(neighbours, max(asked - 1, 0))
     return RoundTraffic(

@@ -61,3 +61,24 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[None]:
+    """Torch has a GPU, whose numbers the CPU holds; see `fake_cuda.py`."""
+    from fake_cuda import fake_cuda as pretended
+
+    with pretended():
+        yield
+
+
+@pytest.fixture(params=["real", "fake"])
+def cuda(request: pytest.FixtureRequest) -> str:
+    """The device `cuda`: a GPU where there is one, and one that is pretended."""
+    import torch
+
+    if request.param == "fake":
+        request.getfixturevalue("fake_cuda")
+    elif not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from support import kept
 
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import LocalCluster
 from dpsw_ray.data.split import Dataset
+from dpsw_ray.federated.config import FEDERATED, FederatedConfig, load_federated
+from dpsw_ray.federated.data import population_data
+from dpsw_ray.federated.run import spawn_users
+from dpsw_ray.federated.worker import UserShard
+from dpsw_ray.pipeline.run import train_encoder
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import train_encoder
 from dpsw_ray.slicing.directions import LATTICE
-from federated.config import FederatedConfig, load_federated
-from federated.data import population_data
-from federated.run import spawn_users
-from federated.worker import UserShard
 
 DIGITS = Path(__file__).parents[1] / "configs" / "federated" / "digits.yaml"
 SMALL = (
@@ -37,7 +39,13 @@ SMALL = (
 def small(home: Path, *overrides: str) -> FederatedConfig:
     """A federated run on the digits that takes seconds, with a home and a ledger of its own."""
     return load_federated(
-        DIGITS, (*SMALL, f"paths.home={home}", f"paths.ledger={home}/ledger.sqlite", *overrides)
+        DIGITS,
+        (
+            *kept(SMALL, overrides, FEDERATED),
+            f"paths.home={home}",
+            f"paths.ledger={home}/ledger.sqlite",
+            *overrides,
+        ),
     )
 
 
@@ -67,6 +75,20 @@ def shards_of(config: FederatedConfig, tmp_path: Path, size: int = 2) -> tuple[l
     data, users = divided_users(config)
     train_encoder(config, data, tmp_path / "encoder", quiet)
     group = spawn_users(config, cluster, data, tmp_path / "encoder", users)
-    for step in ("encode", "arrange", "fill", "finish"):
+    for step in ("inspect", "encode", "arrange", "fill", "finish"):
         group.call(step)
     return group._parts, users  # type: ignore[attr-defined]
+
+
+class Here:
+    """Workers in this process, as a group that can be asked."""
+
+    def __init__(self, parts: list[UserShard]) -> None:
+        self.parts, self.size = parts, len(parts)
+
+    def call(self, method: str, args: tuple[object, ...] = (), *, retry: bool = False) -> list[Any]:
+        return [getattr(part, method)(*args) for part in self.parts]
+
+    def rebuild(self) -> None: ...
+
+    def close(self) -> None: ...

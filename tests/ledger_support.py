@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import Ledger
 
@@ -21,3 +23,12 @@ def charge_many(path: Path, worker: int, charges: Sequence[Sequence[Event]], cap
         except UserError as error:
             assert "Nothing was charged" in str(error)
     return done
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """Change the file as somebody who may write to it would: the triggers are away meanwhile, and back afterwards."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        dropped = [f"DROP TRIGGER {name}" for name, _ in triggers]
+        for statement in (*dropped, *statements, *(sql for _, sql in triggers)):
+            connection.execute(statement)

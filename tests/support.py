@@ -9,10 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dpsw_ray import cli
 from dpsw_ray.cluster import Cluster, WorkerGroup
 from dpsw_ray.cluster.groups import Meter
-from dpsw_ray.config import RunConfig, load_config
+from dpsw_ray.config.family import Family, has_key
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import RUNS, load_config
 
 SMALL = (
     "encoder.epochs=3",
@@ -26,18 +30,58 @@ SMALL = (
 )
 
 
-def small(*overrides: str) -> RunConfig:
+def kept(keys: Sequence[str], overrides: Sequence[str], family: Family[Any] = RUNS) -> list[str]:
+    """Those of some keys that the method has which is named among the overrides."""
+    method = family.method(dict(override.split("=", 1) for override in overrides))
+    model = family.config(method) if method in family.methods else RunConfig
+    return [key for key in keys if has_key(model, key.partition("=")[0])]
+
+
+def small(*overrides: str) -> Any:
     """A run on the digits that takes seconds; with a home of its own, it has a ledger of its own too."""
     homes = [
         value for key, _, value in (override.partition("=") for override in overrides) if key == "paths.home"
     ]
     ledgers = [f"paths.ledger={home}/ledger.sqlite" for home in homes]
-    return load_config("digits", (*SMALL, *ledgers, *overrides))
+    return load_config("digits", (*kept(SMALL, overrides), *ledgers, *overrides))
 
 
-def run_dpsw(*args: object) -> tuple[int, str, str]:
-    """The command line in this process: exit code, standard output, standard error."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+EARLIER = {
+    "release": {
+        "frames": 16, "law": "haar", "directions": None, "bins": 32, "smoothing": 1.0, "expected_records": None,
+        "class_conditional": True, "sampling": "partition", "batch": 250, "epochs": 1, "rate": 0.01, "rounds": 100,
+    },
+    "generator": {
+        "noise_dim": 8, "hidden": [256, 512], "steps": None, "batch_size": 250, "learning_rate": 0.001,
+    },
+    "flow": {"particles": 10000, "steps": None, "subset": None, "step_size": "auto", "schedule": "auto",
+             "diffusion": 0.0, "class_balance": "released", "patience": 10, "tolerance": 0.005, "denoising": 1.0,
+             "parallel": "auto", "kernel": "auto"},
+}  # fmt: skip
+"""What an earlier version wrote into every `config.yaml`, the run's own values aside."""
+
+
+def as_earlier(config: str) -> str:
+    """A resolved config as an earlier version stored it, with the sections of every method."""
+    values = yaml.safe_load(config)
+    for section, keys in EARLIER.items():
+        values[section] = {**keys, **values.get(section, {})}
+    if "trust" in values:
+        values.setdefault("rows", 1)
+        values["release"]["sampling"] = "poisson"
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+class Terminal(io.StringIO):
+    """A text that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run_dpsw(*args: object, terminal: bool = False) -> tuple[int, str, str]:
+    """The command line in this process: exit code, standard output, standard error (a `terminal`, or not)."""
+    out, err, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), sys.argv
     sys.argv = ["dpsw", *map(str, args)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -48,6 +92,13 @@ def run_dpsw(*args: object) -> tuple[int, str, str]:
     finally:
         sys.argv = argv
     return code, out.getvalue(), err.getvalue()
+
+
+def flip(path: Path, place: int) -> None:
+    """Changes one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
 
 
 class RecordingGroup:

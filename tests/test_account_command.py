@@ -92,6 +92,15 @@ def test_an_encoder_and_a_release_compose() -> None:
             "delta: 2\nevents: [{kind: noisy_count, noise_std: 1}]",
             "delta must lie between 0 and 1, found 2.0",
         ),
+        (
+            "delta: 017\nevents: [{kind: noisy_count, noise_std: 1}]",
+            "delta must be a number between 0 and 1, found '017'",
+        ),
+        (
+            "events: [{kind: noisy_count, noise_std: 0x10}]",
+            "noise_std must be 0 or lie between 1e-30 and 1e+30, found '0x10'",
+        ),
+        ("events: [{kind: noisy_count, noise_std: 1e400}]", "noise_std must be 0 or lie between"),
         ("delta: x\nevents: [{kind: noisy_count, noise_std: 1}]", "delta must be a number between 0 and 1"),
         ("relation: swap\nevents: [{kind: noisy_count, noise_std: 1}]", "relation must be one of"),
         (
@@ -116,9 +125,15 @@ def test_mistakes_are_one_sentence(text: str, sentence: str, tmp_path: Path) -> 
     ("options", "sentence"),
     [
         (("--epsilon", "1;2"), "--epsilon takes numbers with commas between them, found '1;2'"),
+        (
+            ("--epsilon", "1e400"),
+            "--epsilon takes numbers with commas between them, found '1e400'; write plain decimals",
+        ),
+        (("--epsilon", "inf"), "--epsilon takes numbers with commas between them, found 'inf'"),
+        (("--delta", "1:30"), "--delta takes numbers with commas between them, found '1:30'"),
         (("--epsilon", "0"), "--epsilon takes positive finite numbers, found 0.0"),
         (("--delta", "2"), "delta must lie between 0 and 1, found 2.0"),
-        (("--plot", "curve.pdf"), "--plot writes PNG pictures, found curve.pdf"),
+        (("--plot", "curve.pdf"), "--plot takes a name that ends in .png, and curve.pdf ends in .pdf"),
     ],
 )
 def test_wrong_options_are_one_sentence(options: tuple[str, str], sentence: str) -> None:

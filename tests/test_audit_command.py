@@ -17,10 +17,11 @@ import pytest
 
 from dpsw_ray.audit import pipeline
 from dpsw_ray.audit.mechanisms import MECHANISMS, Mechanism
-from dpsw_ray.config import DataConfig, load_config
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data import import_dataset, open_dataset
 from dpsw_ray.data.records import Part
-from dpsw_ray.errors import UserError
+from dpsw_ray.methods.registry import load_config
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.records import open_private_records
@@ -87,7 +88,7 @@ def test_a_false_claim_ends_with_1_and_says_so(dpsw: Dpsw, monkeypatch: pytest.M
         ),
         (("digits", "--set", "privacy.epsilon=.inf"), "privacy.epsilon is .inf: such a run promises nothing"),
         (("gaussian", "--epsilon", "0"), "--epsilon must be positive and finite, found 0.0"),
-        (("gaussian", "--epsilon", "inf"), "--epsilon must be positive and finite, found inf"),
+        (("gaussian", "--epsilon", "inf"), "'--epsilon': must be a finite number, found 'inf'"),
         (("gaussian", "--delta", "2"), "delta must lie between 0 and 1, found 2.0"),
         (("gaussian", "--relation", "swap"), "relation must be one of replace_one, zero_out, add_remove"),
         (
@@ -95,7 +96,7 @@ def test_a_false_claim_ends_with_1_and_says_so(dpsw: Dpsw, monkeypatch: pytest.M
             "dp_sgd has no meaning under relation replace_one: use zero_out",
         ),
         (("gaussian", "--runs", "3"), "Invalid value for '--runs'"),
-        (("gaussian", "--plot", "/"), "--plot / is a folder: give the PNG file to write."),
+        (("gaussian", "--plot", "/"), "--plot / is a folder: give a file to write."),
     ],
 )
 def test_mistakes_are_one_sentence(dpsw: Dpsw, args: tuple[str, ...], part: str) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from support import small
 
-from dpsw_ray.audit import releases
+from dpsw_ray.audit import low_bits, releases
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
 from dpsw_ray.audit.bounds import shared_confidence
+from dpsw_ray.audit.low_bits import discrete_parity, gaussian_grid, gaussian_parity, moments_parity
 from dpsw_ray.audit.mechanisms import (
     discrete_gaussian,
     dp_sgd,
@@ -34,11 +35,16 @@ from dpsw_ray.audit.releases import (
     sliced_histogram,
 )
 from dpsw_ray.audit.result import AuditResult, audit
-from dpsw_ray.config import RunConfig
+from dpsw_ray.base.errors import PrivateSideError
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import import_dataset, open_dataset
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.split import record_digests
-from dpsw_ray.errors import PrivateSideError
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.pipeline.run import run
+from dpsw_ray.privacy import noise
 from dpsw_ray.privacy.events import (
     DiscreteGaussianEvent,
     DpSgdEvent,
@@ -47,13 +53,10 @@ from dpsw_ray.privacy.events import (
 )
 from dpsw_ray.privacy.noise import NoiseKey, lattice_gaussian
 from dpsw_ray.privacy.relations import RELATIONS, Relation
+from dpsw_ray.private import moments
 from dpsw_ray.private.latents import BALL
-from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
-from dpsw_ray.progress import Progress
-from dpsw_ray.release.moments import MomentsPlan
-from dpsw_ray.release.plan import HistogramPlan
-from dpsw_ray.run import run
+from dpsw_ray.release.moments import Lattice, MomentsPlan
 from dpsw_ray.slicing.directions import haar_frames, iid_directions, round_to_lattice
 from dpsw_ray.slicing.grid import BinGrid
 
@@ -128,7 +131,7 @@ def test_moments_of_records_that_nobody_shortened(monkeypatch: pytest.MonkeyPatc
 def test_moments_without_noise_beside_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = moments_plan("replace_one", 1.0)
     honest = noisy_moments(plan, "replace_one")
-    drawn = releases.moment_noise
+    drawn = releases.moments.noise
     beside = np.flatnonzero(np.not_equal(*np.triu_indices(plan.dim + 1)))
 
     def partial(key: NoiseKey, plan: MomentsPlan) -> np.ndarray:
@@ -138,7 +141,7 @@ def test_moments_without_noise_beside_the_diagonal(monkeypatch: pytest.MonkeyPat
 
     broken = dataclasses.replace(honest, scores=noisy_moments(plan, "replace_one").scores)
     intact = judged(honest, honest)
-    monkeypatch.setattr(releases, "moment_noise", partial)
+    monkeypatch.setattr(releases.moments, "noise", partial)
     assert judged(broken, honest).refuted
     assert not intact.refuted
 
@@ -197,6 +200,55 @@ def test_the_plan_charges_the_table_in_use_whatever_it_is() -> None:
     twin = sliced_histogram(clamped, "add_remove")
     assert not judged(twin, twin, 10_000).refuted
     assert_caught(twin, sliced_histogram(plan, "add_remove"), runs=10_000)
+
+
+def to_even(key: NoiseKey, std: float, start: int, count: int) -> np.ndarray:
+    """Noise as it is usually drawn: a double, rounded to the nearest integer, ties to even."""
+    drawn = np.random.default_rng(int.from_bytes(key.secret, "little")).standard_normal(count)
+    return np.rint(std * drawn).astype(np.int64)
+
+
+def test_ties_of_large_noise_rounded_to_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = gaussian_parity("replace_one", 100.0)
+    assert not judged(honest, honest, 300).refuted
+    monkeypatch.setattr(low_bits, "lattice_gaussian", to_even)
+    assert judged(gaussian_parity("replace_one", 100.0, std=2.0**46), honest, 300).refuted
+
+
+def test_noise_so_large_that_doubles_are_seen_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties are rounded upwards here, so parities tell nothing; the grid of the doubles does."""
+    monkeypatch.setattr(noise, "MAX_STD", 2.0**50)
+    std = next(
+        near
+        for near in (3 * 2.0**45 / noise.drawn_std(1.0) * (1 + step * 2.0**-53) for step in (0, 1, -1))
+        if noise.drawn_std(near) == 3 * 2.0**45
+    )
+    honest = gaussian_grid("replace_one", 100.0)
+    assert judged(gaussian_grid("replace_one", 100.0, std), honest, 300).refuted
+    assert not judged(gaussian_parity("replace_one", 100.0, std), honest, 300).refuted
+
+
+def test_moments_on_a_lattice_that_is_too_fine_for_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = moments_parity("replace_one", 2000.0)
+    assert not judged(honest, honest, 1500).refuted
+    finest = Lattice()
+    fine = MomentsPlan("twin", 128, 8000.0 * np.sqrt(2) * finest.longest**2, finest)
+    monkeypatch.setattr(moments, "lattice_gaussian", to_even)
+    assert judged(moments_parity("replace_one", 2000.0, fine), honest, 1500).refuted
+
+
+def test_exact_noise_that_prefers_even_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = discrete_parity("replace_one", 100.0)
+    assert not judged(honest, honest, 200).refuted
+    drawn = low_bits.discrete_gaussian
+
+    def even_at_times(std: float, count: int) -> np.ndarray:
+        noise = drawn(std, count)
+        noise[::5] &= ~1
+        return noise
+
+    monkeypatch.setattr(low_bits, "discrete_gaussian", even_at_times)
+    assert judged(honest, honest, 200).refuted
 
 
 @pytest.mark.parametrize("law", ["haar", "iid"])

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, ImageDraw
 from support import run_dpsw
 
-from dpsw_ray.config import DataConfig, load_config
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data import open_dataset
 from dpsw_ray.encoders import load_encoder
+from dpsw_ray.methods.registry import load_config
 
 QUICK = (
     "encoder.batch_size=4",

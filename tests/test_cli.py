@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,7 +23,8 @@ SMALL = (
     *("--set", "evaluation.enabled=false", "--set", "tracking.enabled=false"),
     *("--set", "cluster.executor=local"),
 )
-COMMANDS = ("flow", "generate", "plan", "account", "audit", "ledger")
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("run", "generate", "plan", "tune", "federated", "account", "audit", "ledger")
 Dpsw = Callable[..., tuple[int, str, str]]
 
 
@@ -46,7 +49,27 @@ def test_help_lists_the_commands(dpsw: Dpsw, args: tuple[str, ...]) -> None:
     assert all(command in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_heavy() -> None:
+    script = "import sys, dpsw_ray.cli; print({'numpy', 'torch', 'ray', 'mlflow'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [("dpsw_ray", ""), ("tune", "tune"), ("federated", "federated")]
+)
+def test_a_module_is_the_same_as_its_command(module: str, command: str) -> None:
+    """Without an argument: its help. In a folder's own process, as the checkout is on the path there alone."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, cwd=ROOT)
+    words = [command, "--help"] if command else ["--help"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "dpsw_ray", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0 and f"Usage: dpsw {command}".rstrip() in done.stdout
+    assert done.stdout == shown.stdout
+
+
+@pytest.mark.parametrize("command", (*COMMANDS, "flow"))
 def test_every_command_has_help(dpsw: Dpsw, command: str) -> None:
     code, out, _ = dpsw(command, "--help")
     assert code == 0 and f"dpsw {command}" in out
@@ -55,15 +78,86 @@ def test_every_command_has_help(dpsw: Dpsw, command: str) -> None:
 @pytest.mark.parametrize(
     ("args", "part"),
     [
+        (("run",), "Missing argument 'CONFIG'; see `dpsw run --help`."),
         (("flow",), "Missing argument 'CONFIG'; see `dpsw flow --help`."),
+        (("tune",), "Missing argument 'CONFIG'; see `dpsw tune --help`."),
+        (("federated", "digits", "more"), "unexpected extra argument"),
         (("flow", "digits", "more"), "unexpected extra argument"),
         (("flow", "digits", "--sett", "a=1"), "No such option: --sett"),
         (("bogus",), "No such command 'bogus'"),
         (("generate", "run"), "Missing option '--out'"),
         (("generate", "run", "--out", "x", "--num", "many"), "Invalid value for '--num'"),
-        (("generate", "run", "--out", "x", "--num", "0"), "Invalid value for '--num'"),
-        (("generate", "nowhere", "--out", "x"), "nowhere is not the folder of a run"),
-        (("generate", "run", "--out", "/"), "--out / is a folder: give the Parquet file to write."),
+        (("generate", "run", "--out", "x", "--num", "0"), "Invalid value for '--num': must be from 1 to"),
+        (
+            ("generate", "run", "--out", "x", "--num", "1e12"),
+            "must be from 1 to 10,000,000,000, found '1e12'",
+        ),
+        (
+            ("generate", "run", "--out", "x", "--num", "1_000"),
+            "'--num': must be a whole number, found '1_000'; write",
+        ),
+        (("generate", "run", "--out", "x", "--num", "1.5"), "'--num': must be a whole number, found '1.5'"),
+        (
+            ("generate", "run", "--out", "x", "--seed", "4294967296"),
+            "'--seed': must be from 0 to 4,294,967,295",
+        ),
+        (
+            ("generate", "run", "--out", "~nosuchuser/x"),
+            "'--out': must be a path, found ~nosuchuser/x: ~nosuchuser is",
+        ),
+        (
+            ("generate", "run", "--out", f"{'x' * 300}"),
+            "'--out': must be a path of at most 4096 bytes, 255 for a name",
+        ),
+        (("generate", "~nosuchuser", "--out", "x"), "'RUN': must be a path, found ~nosuchuser"),
+        (("flow", "digits", "--output", "~nosuchuser/x"), "'--output': must be a path, found ~nosuchuser/x"),
+        (
+            ("flow", "di\udcffgits"),
+            "An argument is no text in UTF-8 without control characters, found 'di\\udcffgits'.",
+        ),
+        (
+            ("flow", "digits", "--set", "name=\x1b[31m"),
+            "An argument is no text in UTF-8 without control characters",
+        ),
+        (
+            ("flow", "digits", "--set", "k" * 5000),
+            "--set takes key=value, such as privacy.epsilon=1, found 'kkk",
+        ),
+        (
+            ("ledger", "verify", "/dev/zero"),
+            "'[EXPORT]': must be a file, found /dev/zero, which is something else",
+        ),
+        (("ledger", "show", "--ledger", "/dev/zero"), "'--ledger': must be a file, found /dev/zero"),
+        (
+            ("plan", "digits", "--set", "paths.ledger=/dev/zero"),
+            "--set paths.ledger must be a file, found /dev/zero",
+        ),
+        (
+            ("plan", "digits", "--set", "paths.home=/dev/zero"),
+            "--set paths.home must be a folder, found /dev/zero",
+        ),
+        (("audit", "x" * 300), "is neither a mechanism nor a config"),
+        (
+            ("flow", "digits", "--set", f"cluster.address={'x' * 300}:80", "--set", "data.name=far"),
+            "No Ray cluster answers at cluster.address xxx",
+        ),
+        (("audit", "all", "--runs", "1e10"), "'--runs': must be from 20 to 100,000,000, found '1e10'"),
+        (
+            ("audit", "all", "--epsilon", "1e400"),
+            "'--epsilon': must be a finite number, found '1e400'; write plain",
+        ),
+        (("audit", "all", "--delta", "017"), "'--delta': must be a finite number, found '017'"),
+        (
+            ("plan", "digits", "--set", "privacy.epsilon=1e400"),
+            "--set privacy.epsilon must be a number, found '1e400'",
+        ),
+        (("generate", "nowhere", "--out", "x.csv"), "nowhere is not the folder of a run"),
+        (("generate", "run", "--out", "/"), "--out / is a folder: give a file to write."),
+        (
+            ("generate", "run", "--out", "x.xlsx"),
+            "--out takes a name that ends in .parquet, .pq, .arrow, .feather or .csv",
+        ),
+        (("generate", "run", "--out", "/dev/full"), "--out /dev/full is a device: give a file to write."),
         (("generate", "run", "--out", f"{__file__}/x"), "which is a file: give another path."),
         (("plan", "nowhere.yaml"), "Config file nowhere.yaml does not exist"),
     ],
@@ -72,6 +166,44 @@ def test_a_mistake_on_the_command_line_is_one_sentence(dpsw: Dpsw, args: tuple[s
     code, out, err = dpsw(*args)
     assert code == 2 and out == ""
     assert err.startswith("Error: ") and part in err and err.endswith(".\n") and err.count("\n") == 1
+    assert err[:-1].isprintable() and len(err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("NUMBA_NUM_THREADS", "0", "NUMBA_NUM_THREADS must be a whole number from 1 to 4096, found '0'"),
+        ("OMP_NUM_THREADS", "abc", "OMP_NUM_THREADS must be a whole number from 1 to 4096, found 'abc'"),
+        ("OMP_NUM_THREADS", "2,0", "found '2,0'"),
+        ("MKL_NUM_THREADS", "1_0", "found '1_0'"),
+        ("TMPDIR", "/nowhere", "TMPDIR must be a folder that exists, found '/nowhere'"),
+        (
+            "TMPDIR",
+            "/proc",
+            "TMPDIR must be a folder for temporary files, found '/proc', where none can be written",
+        ),
+        ("DPSW_HOME", "/dev/null", "DPSW_HOME must be a folder, found /dev/null, which is something else"),
+        ("DPSW_LEDGER", "/dev/null", "DPSW_LEDGER must be a file, found /dev/null, which is something else"),
+        ("DPSW_HOME", "~nosuchuser/x", "DPSW_HOME must be a path, found ~nosuchuser/x"),
+    ],
+)
+def test_an_environment_that_nothing_can_work_in_is_one_sentence(
+    dpsw: Dpsw, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, part: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    code, out, err = dpsw("plan", "digits")
+    assert code == 2 and out == ""
+    assert (
+        err.startswith(f"Error: The environment's {variable} must") and part in err and err.count("\n") == 1
+    )
+
+
+def test_a_terminal_of_ascii_gets_escapes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dpsw_ray", "plan", "digits", "--set", "name=é"],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 2 and b"found '\\xe9'" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_plan_prints_text_and_json(dpsw: Dpsw) -> None:
@@ -109,7 +241,19 @@ def watched_plan(config: Path) -> tuple[str, list[str]]:
     return done.stdout, json.loads(done.stderr)
 
 
+def test_what_is_only_asked_or_refused_leaves_no_trace(dpsw: Dpsw, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    places = ("--set", f"paths.home={tmp_path}/home", "--set", f"paths.ledger={tmp_path}/home/ledger.sqlite")
+    assert dpsw("plan", "digits", *places)[0] == 0
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    missing = ("--set", "data.source=table", "--set", f"data.path={tmp_path}/nowhere.parquet")
+    code, _, err = dpsw("flow", "digits", *places, *missing, "--output", tmp_path / "runs" / "x", "--quiet")
+    assert code == 2 and "nowhere.parquet" in err, err
+    assert not (tmp_path / "runs").exists()  # nor a run in MLflow, nor a data base of it
+
+
 def test_plan_opens_no_private_file_and_no_raw_source(dpsw: Dpsw, own_home: Path, tmp_path: Path) -> None:
+    Ledger(own_home / "ledger.sqlite").register("other", "replace_one", "record", 1e-5)
     raw = tmp_path / "people.parquet"
     pq.write_table(
         pa.table({"a": [i / 7 for i in range(200)], "b": [i % 11 for i in range(200)], "y": [0, 1] * 100}),
@@ -117,7 +261,7 @@ def test_plan_opens_no_private_file_and_no_raw_source(dpsw: Dpsw, own_home: Path
     )
     config = tmp_path / "people.yaml"
     config.write_text(
-        f"data: {{source: table, path: {raw}, label: y, bounds: {{a: [0, 30], b: [0, 10]}}}}\n"
+        f"data: {{source: table, path: {raw}, label: y, bounds: {{a: [0, 30], b: [0, 10]}}, public_fraction: 0.5}}\n"
         "encoder: {kind: mlp}\nprivacy: {delta: 1e-4}\n"
     )
 
@@ -175,6 +319,18 @@ def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, tmp_path: Path) -> None:
     more = pq.read_table(tmp_path / "c.parquet")
     assert len(more) == 70 and more.schema.equals(samples.schema) and not more.slice(0, 50).equals(samples)
     assert charges("gone") == 1
+
+    assert dpsw("generate", run, "--out", tmp_path / "d.csv", "--num", 50)[0] == 0
+    text = pa.csv.read_csv(tmp_path / "d.csv")
+    assert text.column_names == [*(f"pixel{i}" for i in range(64)), "label"]
+    pixels = np.array(samples.column("pixels").to_pylist())
+    assert np.array_equal(np.stack([text.column(i).to_numpy() for i in range(64)], 1), pixels)
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in (run / "release" / "table.arrow", run / "more.csv", Path("/dev/full"), tmp_path / "e.txt"):
+        code, _, err = dpsw("generate", run, "--out", out, "--num", 50)
+        assert code == 2 and err.startswith("Error: --out ") and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_same_command_twice_charges_once(dpsw: Dpsw, tmp_path: Path) -> None:

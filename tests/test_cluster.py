@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpsw_ray.base.errors import PrivateSideError, UserError
 from dpsw_ray.cluster import Cluster, WorkerDied, WorkerGroup, open_cluster
 from dpsw_ray.cluster.faults import Pace, Patience
-from dpsw_ray.config import ClusterConfig
-from dpsw_ray.errors import PrivateSideError, UserError
+from dpsw_ray.config.run import ClusterConfig
 from dpsw_ray.private.sealing import sealed
 
 
@@ -290,11 +292,36 @@ def test_a_server_that_is_not_ray_is_refused_at_once(monkeypatch: pytest.MonkeyP
             open_cluster(config(address=f"127.0.0.1:{server.server_port}"))
 
 
+def test_another_ray_than_the_one_in_use_is_refused(ray_session: None) -> None:
+    import ray
+
+    used = ray.get_runtime_context().gcs_address
+    with open_cluster(config(actors=1, address=used)) as cluster:
+        assert cluster.size == 1
+    with pytest.raises(UserError, match=r"No Ray cluster answers at cluster.address 127.0.0.1:1 "):
+        open_cluster(config(address="127.0.0.1:1"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=speak_http2, args=(server,)).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            UserError, match=f"connected to the Ray at {used} already, and cluster.address is {address}"
+        ):
+            open_cluster(config(address=address))
+
+
+def speak_http2(server: socket.socket) -> None:
+    """Answers one connection as any gRPC server would at first."""
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"\0\0\0\4\0\0\0\0\0")
+        connection.recv(64)
+
+
 SCRIPT = """
 import os, pathlib
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.base.errors import UserError
 
 def refused(**values):
     try:
@@ -335,12 +362,78 @@ def test_a_ray_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+LISTENERS = """
+import json, os
+from pathlib import Path
+from support import descendants
+from dpsw_ray.cluster import open_cluster
+from dpsw_ray.config.run import ClusterConfig
+
+def listening():
+    \"\"\"Addresses on which processes of ours wait, as the kernel writes them.\"\"\"
+    sockets = set()
+    for process in {os.getpid(), *descendants(os.getpid(), b"")}:
+        for place in Path(f"/proc/{process}/fd").glob("*"):
+            try:
+                sockets.add(os.readlink(place))
+            except OSError:
+                pass
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.append(fields[1].rpartition(":")[0])
+    return found
+
+if __name__ == "__main__":
+    before = dict(os.environ)
+    with open_cluster(ClusterConfig(actors=2, cpus_per_actor=0.5)) as cluster:
+        import ray
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        closed = [folder for folder in session.parents if folder.stat().st_mode & 0o077 == 0]
+        print(json.dumps({"closed": [str(folder) for folder in closed], "session": str(session)}))
+        print(json.dumps(listening()))
+    ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_TMPDIR", "TMPDIR")
+    print(json.dumps([name for name in ours if before.get(name) != os.environ.get(name)]))
+    print(json.dumps(closed[0].exists()))
+"""
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_ray_of_its_own_is_open_to_its_owner_on_this_machine_alone(deep: bool, tmp_path: Path) -> None:
+    places = tmp_path / ("deep" * 20) if deep else tmp_path  # sockets of such a path would have no name
+    places.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    (tmp_path / "listeners.py").write_text(LISTENERS)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "listeners.py")],
+        env=environment | {"PYTHONPATH": path, **({"TMPDIR": str(places)} if deep else {})},
+        capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    folders, addresses, changed, left = map(json.loads, done.stdout.splitlines())
+    own = Path(folders["closed"][0])
+    assert own.name.startswith("dpsw-") and folders["session"].startswith(f"{own}/")
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert len(addresses) > 5 and set(addresses) <= loopback
+    assert changed == [] and left is False
+
+
+def test_a_folder_whose_sockets_would_have_no_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpsw_ray.cluster import start
+
+    monkeypatch.setattr(start, "_LONGEST", 1)
+    with pytest.raises(UserError, match="at most 1 bytes: set RAY_TMPDIR to one"):
+        start._own_folder()
+
+
 STARVED = """
 import sys, time
 from ray.cluster_utils import Cluster
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.base.errors import UserError
 from test_cluster import Part
 
 if __name__ == "__main__":

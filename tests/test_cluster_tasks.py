@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.cluster import LocalCluster, WorkerDied, open_cluster
 from dpsw_ray.cluster.tasks import map_tasks
-from dpsw_ray.config import ClusterConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import ClusterConfig
 
 
 def nap(folder: Path, number: int) -> int:

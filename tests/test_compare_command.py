@@ -184,7 +184,7 @@ def test_a_failed_trial_stops_no_other_and_is_made_good_by_the_same_command(tmp_
     [
         (("--metrics", "beauty"), "--metrics takes some of sliced_w2"),
         (("--methods", "gan"), "--methods takes some of dpswflow-h"),
-        (("--epsilon", "none"), "--epsilon takes positive numbers"),
+        (("--epsilon", "none"), "--epsilon takes numbers or inf with commas between them"),
         (("--jobs", "2"), "--jobs 2 needs cluster.executor ray"),
         (("--for", "dpswflow-h:seed=1"), "seed is the same for all methods"),
         (("--set", "flow.stepz=1"), "did you mean flow.steps"),

@@ -13,18 +13,18 @@ import pytest
 from numpy.typing import NDArray
 from support import SMALL, small
 
-from dpsw_ray.audit.canaries import canary_pair
-from dpsw_ray.config import RunConfig
+from dpsw_ray.base.files import read_arrow
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import open_dataset
 from dpsw_ray.encoders import load_encoder
-from dpsw_ray.files import read_arrow
-from dpsw_ray.plan import make_plan
+from dpsw_ray.methods.dpswflow_h.audit import canary_pair
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.pipeline.plan import make_plan
+from dpsw_ray.pipeline.run import RunResult, generate, run
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.private.mechanism import bound
 from dpsw_ray.private.records import open_private_records
-from dpsw_ray.progress import Progress
-from dpsw_ray.release.plan import HistogramPlan
-from dpsw_ray.run import RunResult, generate, run
 
 QUIET = Progress(quiet=True)
 

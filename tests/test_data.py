@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpsw_ray.config import DataConfig
+from dpsw_ray.base.errors import PrivateSideError, UserError
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data import Dataset, DatasetInfo, RecordSchema, collect, import_dataset, open_dataset, split
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.split import record_digests
-from dpsw_ray.errors import PrivateSideError, UserError
 from dpsw_ray.private.records import open_private_records
 
 
 def table_config(path: Path, columns: dict[str, Any], **keys: Any) -> DataConfig:
     pq.write_table(pa.table(columns), path)
-    return DataConfig(source="table", path=path, name="t", **keys)
+    parts = {"public_fraction": 0.5, "test_fraction": 0.2}
+    return DataConfig(source="table", path=path, name="t", **(parts | keys))
 
 
 def imported(cfg: DataConfig, home: Path, relation: str = "replace_one") -> Dataset:
@@ -168,7 +170,7 @@ def test_the_private_part_is_readable_by_its_owner_only(tmp_path: Path, mask: in
         os.umask(before)
     assert stat.S_IMODE(dataset.private_dir.stat().st_mode) == 0o700
     files = sorted(dataset.private_dir.iterdir())
-    assert [path.name for path in files] == ["digests.npy", "records.arrow"]
+    assert [path.name for path in files] == ["digests.npy", "origin.json", "part.json", "records.arrow"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
@@ -182,7 +184,7 @@ def test_private_bytes_are_never_readable_while_the_import_runs(
             if path.is_file() and path.parent.name == "private":
                 modes.add((stat.S_IMODE(path.parent.stat().st_mode), stat.S_IMODE(path.stat().st_mode)))
             elif path.is_file():
-                assert path.parent.name in ("public", "test") and path.suffix in (".arrow", ".npy")
+                assert path.parent.name in ("public", "test") and path.suffix in (".arrow", ".npy", ".json")
         write_part(folder, *args, **keys)
 
     monkeypatch.setattr(collect, "write_part", spy)
@@ -292,6 +294,7 @@ def test_a_stored_data_set_needs_its_source_no_more(tmp_path: Path, numbers: np.
 
 
 def _overlap(folder: Path, part: str) -> None:
+    (folder / part / "part.json").unlink()  # as of a version that took no digests
     digests = np.load(folder / part / "digests.npy")
     digests[0] = np.load(folder / "public" / "digests.npy")[0]
     np.save(folder / part / "digests.npy", digests)
@@ -303,7 +306,19 @@ def _truncate(folder: Path, part: str) -> None:
 
 
 def _shorten(folder: Path, part: str) -> None:
+    (folder / part / "part.json").unlink()
     np.save(folder / part / "digests.npy", np.load(folder / part / "digests.npy")[1:])
+
+
+def _change(folder: Path, part: str) -> None:
+    path = folder / part / "records.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # a value, not the layout
+    path.write_bytes(content)
+
+
+def _exchange(folder: Path, part: str) -> None:
+    np.save(folder / part / "digests.npy", np.load(folder / part / "digests.npy")[::-1])
 
 
 def _lose(folder: Path, part: str) -> None:
@@ -315,6 +330,8 @@ def _lose(folder: Path, part: str) -> None:
     [
         (_overlap, "records in common"),
         (_truncate, "missing or damaged"),
+        (_change, "missing or damaged"),
+        (_exchange, "missing or damaged"),
         (_shorten, "number of records"),
         (_lose, "missing or damaged"),
     ],
@@ -329,6 +346,33 @@ def test_a_damaged_or_overlapping_part_is_refused(
         dataset.test() if part == "test" else open_private_records(dataset.private_dir)
     assert isinstance(caught.value, PrivateSideError) == (part == "private")
     assert not any(word.isdigit() for word in str(caught.value).split())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+@pytest.mark.parametrize("name", ["digests.npy", "records.arrow"])
+def test_a_file_that_may_not_be_read_is_no_damage(name: str) -> None:
+    """What is whole must not be called damaged: somebody would mend it, or throw it away."""
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
+        Path(made).chmod(0o755)
+        store = imported(DataConfig(source="digits"), Path(made)).private_dir
+        store.chmod(0o755)
+        for path in store.iterdir():
+            path.chmod(0o600 if path.name == name else 0o644)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError) as caught:
+                open_private_records(store)
+        finally:
+            os.seteuid(0)
+        assert str(store) in str(caught.value.filename)
+
+
+def test_no_sentence_advises_to_delete_what_cannot_be_made_again(tmp_path: Path) -> None:
+    store = imported(DataConfig(source="digits"), tmp_path).private_dir
+    (store / "digests.npy").unlink()
+    with pytest.raises(PrivateSideError, match="restore it from a copy") as caught:
+        open_private_records(store)
+    assert "remove" not in str(caught.value)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
@@ -365,7 +409,6 @@ def test_parts_too_small_are_named_without_a_count(tmp_path: Path) -> None:
             "swap",
             "privacy.relation must be one of replace_one, zero_out, add_remove, found swap",
         ),
-        ({"source": "digits", "name": ".."}, "zero_out", "data.name must hold something besides dots"),
         ({"source": "digits", "path": "x"}, "zero_out", "data.path does not apply to the source digits"),
         ({"source": "digits", "label": "x"}, "zero_out", "data.label is for the sources table and celeba"),
     ],

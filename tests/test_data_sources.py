@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import struct
 from collections.abc import Callable
 from decimal import Decimal
@@ -15,14 +17,18 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from dpsw_ray.config import DataConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data import idx as idx_module
 from dpsw_ray.data import import_dataset, open_dataset
 from dpsw_ray.data.celeba import CelebaSource
 from dpsw_ray.data.idx import FASHION_CLASSES, read_idx
+from dpsw_ray.data.records import NULL
 from dpsw_ray.data.table import TableSource
-from dpsw_ray.errors import UserError
+from dpsw_ray.encoders import IdentityEncoder
+from dpsw_ray.private.latents import LatentStore
 from dpsw_ray.private.records import open_private_records
 
 # --- IDX
@@ -102,9 +108,18 @@ def test_fashion_mnist_has_class_names(tmp_path: Path) -> None:
         (idx_bytes(np.zeros(9, np.uint8))[:6], "truncated: it ends inside its header"),
         (idx_bytes(np.zeros(9, np.uint8))[:-1], "truncated: it ends before the records its header announces"),
         (idx_bytes(np.zeros(9, np.uint8)) + b"x", "goes on after the records"),
-        (gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-9], "truncated: its gzip data end too early"),
-        (gzip.compress(b"\0\0\x08\x01")[:10] + b"\xff" * 30, "corrupt: its gzip data cannot be decompressed"),
-        (gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-8] + b"\0" * 8, "corrupt: its gzip data cannot"),
+        (
+            gzip.compress(idx_bytes(np.zeros(9, np.uint8)), mtime=0)[:-9],
+            "truncated: its gzip data end too early",
+        ),
+        (
+            gzip.compress(b"\0\0\x08\x01", mtime=0)[:10] + b"\xff" * 30,
+            "corrupt: its gzip data cannot be decompressed",
+        ),
+        (
+            gzip.compress(idx_bytes(np.zeros(9, np.uint8)), mtime=0)[:-8] + b"\0" * 8,
+            "corrupt: its gzip data cannot",
+        ),
     ],
 )
 def test_a_broken_idx_file_is_named(tmp_path: Path, data: bytes, sentence: str) -> None:
@@ -131,9 +146,21 @@ def test_idx_files_must_belong_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold different numbers of records") as caught:
         import_dataset(cfg, tmp_path / "home", "add_remove")
     assert "39" not in str(caught.value).replace(str(tmp_path), "")
-    labels.write_bytes(idx_bytes(np.full(40, 11, np.uint8)))
-    with pytest.raises(UserError, match="labels outside 0 to 9"):
-        import_dataset(cfg, tmp_path / "home", "add_remove")
+
+
+def test_a_label_outside_0_to_9_is_one_record_s_and_no_error(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    info = import_dataset(DataConfig(source="mnist", path=tmp_path), tmp_path / "home", "replace_one")
+    private = open_private_records(info.folder / "private")
+    labels = (np.arange(40) % 10).astype(np.uint8)
+    images = [image for batch in read_idx(tmp_path / "train-images-idx3-ubyte", (28, 28)) for image in batch]
+    at = next(i for i, image in enumerate(images) if image.tobytes() == private.values[0].tobytes())
+    labels[at] = 11
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    other = import_dataset(DataConfig(source="mnist", path=tmp_path), tmp_path / "other", "replace_one")
+    changed = open_private_records(other.folder / "private")
+    np.testing.assert_array_equal(changed.values, private.values)
+    assert changed.labels[0] == -1 and (changed.labels[1:] == private.labels[1:]).all()
 
 
 def test_a_missing_idx_data_set_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,20 +297,21 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (_undecodable, "holds an image that cannot be decoded"),
-        (_cut_image, "holds an image that cannot be decoded"),
-        (_lost, "lacks images that list_attr_celeba.txt lists"),
         (
             _edit("list_attr_celeba.txt", "24\n", "25\n"),
             "does not hold as many images as its first line says",
         ),
-        (_edit("list_attr_celeba.txt", "000003.jpg  -1", "000003.jpg  7"), "list_attr_celeba.txt is damaged"),
-        (_edit("list_attr_celeba.txt", "000003.jpg", "../000003.jpg"), "list_attr_celeba.txt is damaged"),
+        (_edit("list_attr_celeba.txt", "24\n", "many\n"), "list_attr_celeba.txt is damaged"),
+        (_edit("list_attr_celeba.txt", " Smiling", " Smiling Bald"), "list_attr_celeba.txt is damaged"),
         (
-            _edit("list_eval_partition.txt", "000003.jpg 0", "000003.jpg 9"),
+            lambda folder: (folder / "list_eval_partition.txt").write_text("a,0\nb,2\n"),
             "list_eval_partition.txt is damaged",
         ),
         (_edit("list_attr_celeba.txt", "Male", "Female"), "is not an attribute in"),
+        (
+            lambda folder: [path.write_bytes(b"") for path in (folder / "img_align_celeba").iterdir()],
+            "holds no image that can be decoded",
+        ),
     ],
 )
 def test_a_broken_celeba_is_named_without_a_person(
@@ -297,6 +325,67 @@ def test_a_broken_celeba_is_named_without_a_person(
         )
     text = str(caught.value)
     assert sentence in text and "000003" not in text and "24" not in text.replace(str(tmp_path), "")
+
+
+def _pipe(folder: Path) -> None:
+    _lost(folder)
+    os.mkfifo(folder / "img_align_celeba" / "000003.jpg")
+
+
+def _enormous(folder: Path) -> None:
+    header = bytearray((folder / "img_align_celeba" / "000003.jpg").read_bytes())
+    at = header.index(b"\xff\xc0")
+    header[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    (folder / "img_align_celeba" / "000003.jpg").write_bytes(header)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _undecodable,
+        _cut_image,
+        _lost,
+        _pipe,
+        _enormous,
+        _edit("list_attr_celeba.txt", "000003.jpg  -1", "000003.jpg  7"),
+        _edit("list_attr_celeba.txt", "000003.jpg", "../000003.jpg"),
+    ],
+)
+@pytest.mark.parametrize("relation", ["replace_one", "add_remove"])
+def test_a_person_s_image_that_cannot_be_read_is_a_null_record(
+    tmp_path: Path, damage: Callable[[Path], None], relation: str
+) -> None:
+    """An error would tell of one private record, and so would one record less."""
+    write_celeba(tmp_path)
+    # nothing is public: the third image is private
+    cfg = DataConfig(source="celeba", path=tmp_path, label="Male", public_fraction=0, classes=["0", "1"])
+    before = import_dataset(cfg, tmp_path / "home", relation)
+    damage(tmp_path)
+    after = import_dataset(cfg, tmp_path / "other", relation)
+    assert after.to_dict() == before.to_dict() | {"folder": str(after.folder)}
+    whole, part = (open_private_records(info.folder / "private") for info in (before, after))
+    null = part.labels == NULL
+    assert len(part) == len(whole) and null.sum() == 1 and not part.values[null].any()
+    np.testing.assert_array_equal(part.values[~null], whole.values[~null])
+    np.testing.assert_array_equal(part.labels[~null], whole.labels[~null])
+
+    # and adds nothing: it is to every release what a row with a NaN is
+    store, encoder = (
+        LatentStore(after.folder / "private", "e"),
+        IdentityEncoder.fit(after.schema, part.values),
+    )
+    store.encode(encoder, 0, 1)
+    ((latents, labels),) = store.batches(0, len(part))
+    np.testing.assert_array_equal(labels == NULL, null)
+    assert not latents[null].any()
+
+
+def test_unreadable_images_of_the_test_part_are_left_out(tmp_path: Path) -> None:
+    write_celeba(tmp_path)
+    (tmp_path / "img_align_celeba" / "000024.jpg").write_bytes(b"none")
+    info = import_dataset(DataConfig(source="celeba", path=tmp_path), tmp_path / "home", "replace_one")
+    assert info.test_count == 5 and info.private_count is not None
+    assert info.public_count + info.private_count == 18
 
 
 def test_a_missing_celeba_is_named(tmp_path: Path) -> None:
@@ -379,7 +468,7 @@ def test_columns_are_taken_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_labels_become_text(tmp_path: Path, labels: list[Any], classes: tuple[str, ...]) -> None:
     values = np.random.default_rng(0).normal(size=100)
     _parquet(tmp_path / "t.parquet", pa.table({"a": values, "y": labels * 50}))
-    cfg = DataConfig(source="table", path=tmp_path / "t.parquet", label="y")
+    cfg = DataConfig(source="table", path=tmp_path / "t.parquet", label="y", public_fraction=0.5)
     assert import_dataset(cfg, tmp_path, "replace_one").classes == classes
 
 
@@ -423,7 +512,9 @@ def test_a_table_that_does_not_fit(
     _parquet(tmp_path / "t.parquet", pa.table(columns))
     with pytest.raises(UserError) as caught:
         import_dataset(
-            DataConfig(source="table", path=tmp_path / "t.parquet", **keys), tmp_path, "add_remove"
+            DataConfig(source="table", path=tmp_path / "t.parquet", public_fraction=0.5, **keys),
+            tmp_path,
+            "add_remove",
         )
     assert sentence in str(caught.value) and "secret" not in str(caught.value)
 
@@ -435,7 +526,9 @@ def test_too_many_labels_are_no_classes(tmp_path: Path) -> None:
         UserError, match=r"different labels, more than 1000: set data\.label to a column with classes"
     ):
         import_dataset(
-            DataConfig(source="table", path=tmp_path / "t.parquet", label="y"), tmp_path, "replace_one"
+            DataConfig(source="table", path=tmp_path / "t.parquet", label="y", public_fraction=0.5),
+            tmp_path,
+            "replace_one",
         )
 
 
@@ -463,12 +556,95 @@ def test_a_table_damaged_in_the_middle_is_named(tmp_path: Path, name: str) -> No
     assert "secret" not in str(caught.value)
 
 
-def test_text_that_is_not_utf8_is_not_quoted(tmp_path: Path) -> None:
-    text = pa.array([b"\xff secret"] * 9).view(pa.string())
-    _parquet(tmp_path / "t.parquet", pa.table({"a": NINE, "y": text}))
-    with pytest.raises(UserError, match="cannot be read as Parquet") as caught:
-        list(TableSource(tmp_path / "t.parquet", "y", None).batches("train"))
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.feather"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), "dictionary"])
+def test_a_label_that_is_no_text_is_no_label(tmp_path: Path, name: str, kind: Any) -> None:
+    labels = pa.array([b"u", b"\xff secret", None] * 3)
+    if kind == "dictionary":
+        coded = labels.dictionary_encode()
+        text = pa.DictionaryArray.from_arrays(coded.indices, coded.dictionary.view(pa.string()))
+    elif kind == pa.string_view():
+        text = labels.cast(pa.binary_view()).view(kind)
+    else:
+        text = (labels.cast(pa.large_binary()) if kind == pa.large_string() else labels).view(kind)
+    write = {"t.parquet": _parquet, "t.arrow": _ipc(pa.ipc.new_file), "t.feather": _feather}[name]
+    try:
+        write(tmp_path / name, pa.table({"a": NINE, "y": text}))
+    except pa.ArrowException:
+        pytest.skip(f"this pyarrow writes no {kind} into {name}")
+    found = list(TableSource(tmp_path / name, "y", None).batches("train"))
+    assert [x for _, batch in found for x in batch or ()] == ["u", None, None] * 3
+    assert np.concatenate([values for values, _ in found])[:, 0].tolist() == NINE
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.parquet"])
+@pytest.mark.parametrize(
+    "kind", [pa.decimal32(4, 2), pa.decimal64(6, 2), pa.decimal128(6, 2), pa.decimal256(6, 2)]
+)
+def test_a_decimal_of_more_digits_than_its_column_has_is_missing(
+    name: str, kind: Any, tmp_path: Path
+) -> None:
+    raw = b"".join(n.to_bytes(kind.byte_width, "little", signed=True) for n in (150, 10**kind.precision, -25))
+    wide = pa.Array.from_buffers(kind, 3, [None, pa.py_buffer(raw)])
+    write = _parquet if name == "t.parquet" else _ipc(pa.ipc.new_file)
+    try:
+        write(tmp_path / name, pa.table({"a": wide, "b": [1.0, 2.0, 3.0]}))
+    except pa.ArrowException:
+        pytest.skip(f"this pyarrow writes no such value of {kind} into {name}")
+    ((values, _),) = TableSource(tmp_path / name, None, None).batches("train")
+    np.testing.assert_array_equal(values, [[1.5, 1], [np.nan, 2], [-0.25, 3]])
+
+
+def test_decimals_of_any_length_are_refused_by_their_schema(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    lengths = pa.table({"a": ["\x01", "\x02" * 20, "\x03"]})
+    pq.write_table(lengths, path, store_schema=False, write_statistics=False, use_dictionary=False)
+    data = path.read_bytes()
+    text, decimal = (
+        b"\x25\x00\x4c\x1c\x00\x00",
+        b"\x25\x0a\x15\x04\x15\x14",
+    )  # of ten digits, two of them decimals
+    assert data.count(text) == 1
+    path.write_bytes(data.replace(text, decimal))
+    assert pq.read_schema(path).field("a").type == pa.decimal128(10, 2)
+    with pytest.raises(UserError, match="column a is stored as decimal numbers of any length"):
+        TableSource(path, None, None)
+
+
+def labels_of(path: Path) -> list[str | None]:
+    return [label for _, labels in TableSource(path, "y", None).batches("train") for label in labels or ()]
+
+
+@pytest.mark.parametrize("code", [7, -1, 100])
+def test_a_label_of_no_entry_in_its_dictionary_is_no_label(code: int, tmp_path: Path) -> None:
+    codes = pa.array([0, code, 1, None] * 3, pa.int8())
+    for words in (["u", "v"], [1, 2]):
+        labels = pa.DictionaryArray.from_arrays(codes, pa.array(words), safe=False)
+        _ipc(pa.ipc.new_file)(tmp_path / "t.arrow", pa.table({"a": [0.5] * 12, "y": labels}))
+        found = labels_of(tmp_path / "t.arrow")
+        assert found == [str(words[0]), None, str(words[1]), None] * 3
+
+
+def test_a_label_that_leads_nowhere_is_no_label(tmp_path: Path) -> None:
+    views = pa.array(["short", "a label of more than twelve letters", "v"] * 3, pa.string_view())
+    raw = bytearray(views.buffers()[1])
+    raw[16 + 8] = 9  # the buffer that the second one is in
+    raw[32 + 9] = 1  # behind the third one, where nothing should be
+    broken = pa.Array.from_buffers(views.type, 9, [None, pa.py_buffer(bytes(raw)), *views.buffers()[2:]])
+    table = pa.table({"a": NINE, "y": broken})
+    _ipc(pa.ipc.new_file)(tmp_path / "t.arrow", table)
+    found = labels_of(tmp_path / "t.arrow")
+    assert found == ["short", None, None, *views.to_pylist()[3:]]
+
+
+def test_offsets_out_of_their_buffer_are_damage(tmp_path: Path) -> None:
+    texts = pa.array(["u", "v", "secret"] * 3)
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[:10].copy()
+    offsets[4] = 2**20
+    broken = pa.Array.from_buffers(texts.type, 9, [None, pa.py_buffer(offsets.tobytes()), texts.buffers()[2]])
+    _ipc(pa.ipc.new_file)(tmp_path / "t.arrow", pa.table({"a": NINE, "y": broken}))
+    with pytest.raises(UserError, match="cannot be read as Arrow IPC"):
+        list(TableSource(tmp_path / "t.arrow", "y", None).batches("train"))
 
 
 def test_a_table_path_that_is_no_table(tmp_path: Path) -> None:
@@ -481,6 +657,50 @@ def test_a_table_path_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n1\n")
     with pytest.raises(UserError, match=r"ends in '\.csv'; a table must be"):
         TableSource(tmp_path / "t.csv", None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("T.PARQUET", _parquet), ("t.pq", _parquet), ("T.Arrow", _ipc(pa.ipc.new_file))]
+)
+def test_suffixes_are_what_people_write(
+    tmp_path: Path, name: str, write: Callable[[Path, pa.Table], None]
+) -> None:
+    write(tmp_path / name, pa.table({"a": NINE}))
+    found = list(TableSource(tmp_path / name, None, None).batches("train"))
+    assert np.concatenate([values for values, _ in found])[:, 0].tolist() == NINE
+
+
+def test_the_index_that_pandas_stores_is_no_data(tmp_path: Path) -> None:
+    named = json.dumps({"index_columns": ["id", {"kind": "range", "name": None, "start": 0}]}).encode()
+    table = pa.table({"id": NINE, "a": NINE, "__index_level_0__": NINE, "__index_level_": NINE})
+    for metadata, kept in (
+        (None, ("id", "a")),
+        ({b"pandas": named}, ("a",)),
+        ({b"pandas": b"{"}, ("id", "a")),
+    ):
+        path = tmp_path / f"{len(kept)}.parquet"
+        _parquet(path, table.replace_schema_metadata(metadata))
+        assert TableSource(path, None, None).schema.columns == (*kept, "__index_level_")
+        assert TableSource(path, None, ["__index_level_0__", "id"]).schema.size == 2, "asked for by name"
+
+
+def test_a_table_path_that_leads_nowhere(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.parquet")
+    (tmp_path / "null.parquet").symlink_to("/dev/zero")
+    (tmp_path / "loop.parquet").symlink_to(tmp_path / "loop.parquet")
+    for path, sentence in (
+        (tmp_path / "pipe.parquet", "is no regular file, where a .parquet"),
+        (tmp_path / "null.parquet", "data.path /dev/zero is no regular file"),
+        (tmp_path / "none.parquet" / "t.parquet", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            import_dataset(DataConfig(source="table", path=path, name="t"), tmp_path / "home", "zero_out")
+        assert str(caught.value).isprintable()
+    nowhere = ("~nosuchuser/t.parquet", "a\0b.parquet", "x" * 300 + ".parquet")
+    for name in (*nowhere, str(tmp_path / "loop.parquet")):
+        with pytest.raises(ValidationError, match="must be a path"):
+            DataConfig(source="table", path=name, name="t")  # type: ignore[arg-type]
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_column_name_twice_is_refused(tmp_path: Path) -> None:

@@ -7,23 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_cuda import on_cuda
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
+from support import flip
 
-from dpsw_ray.config import EncoderConfig, RunConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import digest_arrays, read_manifest, write_manifest
+from dpsw_ray.config.run import EncoderConfig, RunConfig
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders import (
     Encoder,
     IdentityEncoder,
     cached_encoder,
-    digest_arrays,
     fit_encoder,
     load_encoder,
     train_autoencoder,
 )
 from dpsw_ray.encoders.architectures import build_autoencoder
 from dpsw_ray.encoders.residuals import NEAREST, Residuals
-from dpsw_ray.errors import UserError
 
 DIGITS = RecordSchema("image", (8, 8, 1), (), (0, 16))
 TABLE = RecordSchema("table", (3,), ("age", "income", "score"))
@@ -263,7 +265,7 @@ def test_an_encoder_of_before_classes_is_still_read(digits: NDArray[np.uint8], t
     encoder = fit_encoder(DIGITS, digits[:300], QUICK, seed=0)
     encoder.save(tmp_path)
     manifest = json.loads((tmp_path / "encoder.json").read_text())
-    del manifest["classes"]
+    del manifest["classes"], manifest["sha256"]
     for key in ("conditional", "detail"):
         del manifest["config"][key]
     (tmp_path / "encoder.json").write_text(json.dumps(manifest))
@@ -330,6 +332,23 @@ def test_saved_encoders_come_back_bit_for_bit(digits: NDArray[np.uint8], kind: s
     )
 
 
+def test_every_changed_bit_of_an_encoder_is_seen(tmp_path: Path) -> None:
+    encoder = IdentityEncoder.fit(TABLE, table())
+    encoder.save(tmp_path)
+    for name in ("encoder.json", "weights.pt"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for place in np.random.default_rng(0).choice(8 * len(whole), 125, replace=False):
+            flip(path, int(place))
+            try:
+                again = load_encoder(tmp_path)
+            except UserError as refused:
+                assert "damaged" in str(refused)
+            else:  # a space, or the name of the digest itself
+                assert name == "encoder.json" and again.manifest() == encoder.manifest()
+            path.write_bytes(whole)
+
+
 def test_a_damaged_encoder_is_refused(tmp_path: Path) -> None:
     IdentityEncoder.fit(TABLE, table()).save(tmp_path)
     weights = tmp_path / "weights.pt"
@@ -338,12 +357,12 @@ def test_a_damaged_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         load_encoder(tmp_path)
     weights.write_bytes(whole)
-    manifest = json.loads((tmp_path / "encoder.json").read_text())
-    (tmp_path / "encoder.json").write_text(json.dumps({**manifest, "family": "other"}))
+    manifest = read_manifest(tmp_path / "encoder.json")
+    write_manifest(tmp_path / "encoder.json", {**manifest, "family": "other"})
     with pytest.raises(UserError, match="does not hold an encoder"):
         load_encoder(tmp_path)
     (tmp_path / "encoder.json").unlink()
-    with pytest.raises(UserError, match=r"missing encoder\.json"):
+    with pytest.raises(UserError, match=r"encoder\.json is missing"):
         load_encoder(tmp_path)
 
 
@@ -439,3 +458,41 @@ def test_digests_see_values_types_shapes_and_names() -> None:
     digests = {digest_arrays(variant) for variant in variants} | {digest_arrays(values=base)}
     assert len(digests) == len(variants) + 1
     assert digest_arrays(base.copy()) == digest_arrays(base)
+
+
+LEARNT: list[dict[str, Any]] = [
+    {},
+    {"kind": "conv"},
+    {"loss": "bce", "jitter": 0.1, "classification": 0.3},
+    {"conditional": True, "detail": 100},
+]
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_table_goes_through_the_mlp_on_cuda() -> None:
+    encoder = train_autoencoder(TABLE, table(), QUICK, seed=0, device="cuda")
+    assert on_cuda(*encoder.weights().values())
+    assert encoder.decode(encoder.encode(table(9))).shape == (9, 3)
+
+
+@pytest.mark.parametrize("changes", LEARNT, ids=str)
+def test_an_encoder_learns_on_cuda_what_it_learns_on_the_cpu(
+    changes: dict[str, Any], digits: NDArray[np.uint8], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    config, classes = QUICK.model_copy(update={"epochs": 2} | changes), load_digits().target.astype(np.int32)
+    known: dict[str, Any] = {"public_labels": classes[:300], "classes": 10}
+    given = digits[300:400], classes[300:400]
+    expected = train_autoencoder(DIGITS, digits[:300], config, 0, **known)
+    latents = expected.encode(*given)
+    records = expected.decode(latents, given[1]).astype(int)
+    request.getfixturevalue("fake_cuda")
+    made = train_autoencoder(DIGITS, digits[:300], config, 0, device="cuda", **known)
+    assert on_cuda(*made.weights().values())
+    for found, wanted in zip(made.history, expected.history, strict=True):
+        assert found == pytest.approx(wanted)
+    assert np.allclose(made.encode(*given), latents, atol=1e-5)
+    made.save(tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder", "cuda")
+    assert on_cuda(*loaded.weights().values())
+    assert np.abs(loaded.decode(latents, given[1]) - records).max() <= 1
+    assert np.array_equal(load_encoder(tmp_path / "encoder").encode(*given), made.encode(*given))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from scipy.stats import wasserstein_distance
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.data.records import RecordSchema
-from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation import sliced
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier, load_classifier, train_classifier
 from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
@@ -359,3 +359,31 @@ def test_a_film_shows_every_frame_and_moves() -> None:
     assert moving_grid(rng.integers(0, 256, (4, 2, 3, 64, 64, 3)), [0, 1, 2, 5], most=1_000) is None
     colour = moving_grid(rng.integers(0, 256, (2, 1, 1, 8, 8, 3)), [0, 1])
     assert colour is not None and _pixels(colour).shape[2] >= 3
+
+
+def test_a_classifier_learns_on_cuda_what_it_learns_on_the_cpu(
+    digits: Labelled, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    images, labels = digits
+    expected = train_classifier(DIGITS, images[:200], labels[:200], 10, 0).probabilities(images[200:300])
+    request.getfixturevalue("fake_cuda")
+    made = train_classifier(DIGITS, images[:200], labels[:200], 10, 0, device="cuda")
+    assert np.allclose(made.probabilities(images[200:300]), expected, atol=1e-3)
+    made.save(tmp_path)
+    loaded = load_classifier(tmp_path, "cuda")
+    assert np.array_equal(loaded.features(images[200:300]), made.features(images[200:300]))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_a_model_learns_on_cuda_what_it_learns_on_the_cpu(
+    kind: ModelKind, digits: Labelled, request: pytest.FixtureRequest
+) -> None:
+    images, labels = digits
+
+    def accuracy(device: str) -> float:
+        learnt, real = (images[:200], labels[:200]), (images[200:400], labels[200:400])
+        return model_accuracy(kind, *learnt, *real, schema=DIGITS, classes=10, seed=0, device=device)
+
+    expected = accuracy("cpu")
+    request.getfixturevalue("fake_cuda")
+    assert accuracy("cuda") == pytest.approx(expected, abs=0.02)

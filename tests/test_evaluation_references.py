@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from dpsw_ray.config import EncoderConfig, EvaluationConfig
+from dpsw_ray.config.run import EncoderConfig, EvaluationConfig
 from dpsw_ray.data.records import Part, RecordSchema
 from dpsw_ray.encoders import IdentityEncoder, fit_encoder
 from dpsw_ray.evaluation import references as module

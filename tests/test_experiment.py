@@ -11,19 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from support import SMALL, small
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.cluster import LocalCluster
-from dpsw_ray.config import TrackingConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.commands.options import reals
+from dpsw_ray.config.run import TrackingConfig
 from dpsw_ray.experiment.execute import execute, look_up
 from dpsw_ray.experiment.folder import ExperimentFolder
-from dpsw_ray.experiment.grid import Grid, make_grid, parse_epsilons, parse_methods, parse_own
+from dpsw_ray.experiment.grid import Grid, make_grid, parse_methods, parse_own
 from dpsw_ray.experiment.measures import Figures, choose_measures
 from dpsw_ray.experiment.pictures import curves_figure
 from dpsw_ray.experiment.record import Recorder
 from dpsw_ray.experiment.table import make_table
 from dpsw_ray.experiment.trial import Privacy, Trial, TrialResult
-from dpsw_ray.rounding import format_number
-from dpsw_ray.tracking import open_tracker
+from dpsw_ray.pipeline.tracking import open_tracker
 
 
 def grid(*overrides: str, epsilons: tuple[float, ...] = (1.0, 5.0), seeds: int = 2) -> Grid:
@@ -44,10 +45,10 @@ def result(epsilon: float, seed: int, status: str = "finished", **values: float)
 
 
 def test_a_grid_holds_every_pair_with_every_seed() -> None:
-    made = grid("seed=3", epsilons=(0.2, 1e6, math.inf), seeds=2)
+    made = grid("seed=3", epsilons=(0.2, 100.0, math.inf), seeds=2)
     assert [trial.name for trial in made.trials] == [
-        "dpswflow-h-0.2-3", "dpswflow-h-1e06-3", "dpswflow-h-inf-3",
-        "dpswflow-h-0.2-4", "dpswflow-h-1e06-4", "dpswflow-h-inf-4",
+        "dpswflow-h-0.2-3", "dpswflow-h-100-3", "dpswflow-h-inf-3",
+        "dpswflow-h-0.2-4", "dpswflow-h-100-4", "dpswflow-h-inf-4",
     ]  # fmt: skip
     for trial in made.trials:
         assert trial.config.privacy.epsilon == trial.point["epsilon"]
@@ -80,14 +81,35 @@ def test_close_epsilons_get_folders_of_their_own() -> None:
     assert names == {"dpswflow-h-1-0", "dpswflow-h-1.0000001-0"}
 
 
-def test_epsilons_are_read_in_increasing_order() -> None:
-    assert parse_epsilons("5, 0.2,inf,1e-1,.inf,5") == (0.1, 0.2, 5.0, math.inf)
+def test_epsilons_are_compared_in_increasing_order() -> None:
+    epsilons = reals("--epsilon", "5, 0.2,inf,1e-1,.inf,5", infinite=True)
+    made = grid(epsilons=epsilons, seeds=1)
+    assert made.epsilons == (0.1, 0.2, 5.0, math.inf)
+    assert [trial.config.privacy.epsilon for trial in made.trials] == [0.1, 0.2, 5.0, math.inf]
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "1,,2", "many"])
-def test_an_epsilon_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"--epsilon takes positive numbers or inf"):
-        parse_epsilons(text)
+@pytest.mark.parametrize(
+    "text",
+    ["", "nan", "1,,2", "many", "1e400", "1:30", "017", "1_000", "infinity", "-inf", "-.inf", "9" * 400],
+)
+def test_an_epsilon_that_is_no_plain_number_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"--epsilon takes numbers or inf with commas between them, found '"):
+        reals("--epsilon", text, infinite=True)
+    with pytest.raises(UserError, match=r"--epsilon takes numbers with commas between them, found '"):
+        reals("--epsilon", text or "inf")
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0])
+def test_an_epsilon_that_promises_nothing_is_refused(epsilon: float) -> None:
+    with pytest.raises(UserError, match=r"--epsilon takes positive numbers or inf, .* found"):
+        grid(epsilons=(1.0, epsilon))
+
+
+def test_a_comparison_of_very_many_trials_is_refused_with_their_number() -> None:
+    with pytest.raises(UserError, match="make 200,000,000 trials, and a comparison has at most 10,000"):
+        grid(epsilons=(1.0, 2.0), seeds=100_000_000)
+    with pytest.raises(UserError, match="--seeds 3 counts up from seed 4294967294 beyond 4294967295"):
+        grid("seed=4294967294", seeds=3)
 
 
 @pytest.mark.parametrize("text", ["", "dpswflow-h,gan"])
@@ -279,3 +301,13 @@ def test_tracked_trials_nest_and_keep_private_figures_out(tmp_path: Path) -> Non
     assert runs["m-1-0"].data.metrics == {"fid": 2.5, "fid/random": 9.0, "epsilon": 1.0, "delta": 1e-5}
     assert runs["m-5-0"].data.tags["error"] == "It broke."
     assert b"0.1234567" not in (tmp_path / "mlflow.db").read_bytes()
+
+
+def test_a_refused_experiment_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(UserError), ExperimentFolder(tmp_path / "deep" / "c", "compare"):
+        raise UserError("no")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError), ExperimentFolder(tmp_path / "deep" / "c", "compare") as folder:
+        folder.log("a").parent.mkdir()
+        raise UserError("no")
+    assert (tmp_path / "deep" / "c" / "logs").exists()

@@ -11,10 +11,10 @@ import pytest
 from dpsw_ray.audit.attack import Attack
 from dpsw_ray.audit.bounds import shared_confidence
 from dpsw_ray.audit.result import AuditResult, audit
-from dpsw_ray.private.mechanism import bound
-from dpsw_ray.release.plan import HistogramPlan
-from federated.audit import User, audit_plan, replaced_user
-from federated.plan import UserPlan
+from dpsw_ray.federated.audit import User, audit_plan, replaced_user
+from dpsw_ray.federated.plan import UserPlan
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 
 CONFIDENCE = shared_confidence(1 - 1e-6, 20)
 RUNS = 8_000

@@ -10,17 +10,18 @@ from federated_support import population
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpsw_ray.federated.kernel import _FEW, ABSENT, DECOY, PRESENT, add_users
+from dpsw_ray.federated.message import tampered, user_message
+from dpsw_ray.release.form import Form
 from dpsw_ray.slicing.directions import haar_frames
 from dpsw_ray.slicing.grid import SCALE, BinGrid
-from federated.kernel import _FEW, ABSENT, DECOY, PRESENT, add_users
-from federated.message import MessageForm, refusal, tampered, user_message
 
 CLASSES = 4
 
 
-def form_of(grid: BinGrid, directions: np.ndarray, precision: int = 16) -> MessageForm:
+def form_of(grid: BinGrid, directions: np.ndarray, precision: int = 16) -> Form:
     shift = 16 - precision
-    return MessageForm((CLASSES, len(directions), grid.bins), grid.row_norm_sq >> 2 * shift, SCALE >> shift)
+    return Form((CLASSES, len(directions), grid.bins), grid.row_norm_sq >> 2 * shift, SCALE >> shift, axis=1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,7 +44,7 @@ def test_the_sum_is_that_of_the_messages_bit_for_bit(
     out = np.zeros((CLASSES, len(directions), 32), np.int64)
     over = add_users(
         lattice, labels, offsets, roles, directions, grid, grid.table, out, full_weight_at=full,
-        precision=precision, largest_norm_sq=form_of(grid, directions, precision).row_norm_sq, threads=threads,
+        precision=precision, largest_norm_sq=form_of(grid, directions, precision).norm_sq, threads=threads,
     )  # fmt: skip
     expected = np.zeros_like(out)
     for user in np.flatnonzero(roles == PRESENT):
@@ -52,7 +53,7 @@ def test_the_sum_is_that_of_the_messages_bit_for_bit(
             latents[rows], labels[rows], directions, grid, grid.table, CLASSES,
             full_weight_at=full, precision=precision,
         )  # fmt: skip
-        assert refusal(message, form_of(grid, directions, precision)) is None
+        assert form_of(grid, directions, precision).refusal(message) is None
         expected += message
     assert not over.any()
     assert np.array_equal(out, expected)
@@ -134,16 +135,16 @@ def test_a_malformed_message_is_refused(how: int, reason: str) -> None:
     grid, directions = BinGrid(16, 1.0), haar_frames(2, 3, 0)
     message = user_message(latents, labels, directions, grid, grid.table, CLASSES)
     form = form_of(grid, directions)
-    assert refusal(message, form) is None and refusal(np.zeros_like(message), form) is None
-    assert refusal(tampered(form, how), form) == reason  # a function of the form alone: of no user's records
+    assert form.refusal(message) is None and form.refusal(np.zeros_like(message)) is None
+    assert form.refusal(tampered(form, how)) == reason  # a function of the form alone: of no user's records
 
 
 def test_a_message_within_its_mass_but_above_its_norm_is_refused() -> None:
     grid, directions = BinGrid(16, 1.0), haar_frames(1, 3, 0)
     spike = np.zeros((CLASSES, 3, 16), np.int64)
     spike[0, 1, 5] = SCALE
-    assert refusal(spike, form_of(grid, directions)) == "too large"
-    assert refusal(spike, form_of(BinGrid(16, 0.0), directions)) is None
-    assert refusal("no array", form_of(grid, directions)) == "shape"
-    assert refusal(np.full(spike.shape, np.inf), form_of(grid, directions)) == "not finite"
-    assert refusal(np.full(spike.shape, 2**63, np.uint64), form_of(grid, directions)) == "too large"
+    assert form_of(grid, directions).refusal(spike) == "too large"
+    assert form_of(BinGrid(16, 0.0), directions).refusal(spike) is None
+    assert form_of(grid, directions).refusal("no array") == "shape"
+    assert form_of(grid, directions).refusal(np.full(spike.shape, np.inf)) == "not finite"
+    assert form_of(grid, directions).refusal(np.full(spike.shape, 2**63, np.uint64)) == "too large"

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from federated_support import small
 
-from dpsw_ray.config import load_config
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.plan import UserPlan, UserRowPlan, needed_survivors, round_plan
+from dpsw_ray.methods.registry import load_config
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import SkellamEvent, SlicedHistogramEvent, event_from_dict
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.slicing.grid import SCALE
-from federated.cohort import Cohort
-from federated.config import FederatedConfig
-from federated.plan import UserPlan, UserRowPlan, needed_survivors, round_plan
 
 USERS = 200
 
@@ -93,7 +93,7 @@ def test_fewer_bits_of_precision_keep_the_bounds(tmp_path: Path) -> None:
         plan_of(small(tmp_path, "trust=distributed", f"secagg.precision={bits}")) for bits in (16, 8)
     )
     assert coarse.form.mass == SCALE >> 8
-    assert coarse.form.row_norm_sq == fine.form.row_norm_sq >> 16
+    assert coarse.form.norm_sq == fine.form.norm_sq >> 16
     assert coarse.noise_std == pytest.approx(fine.noise_std, rel=0.08)
     assert coarse.bits < fine.bits
     assert np.array_equal(coarse.counts(np.array([3, 5])), np.array([3, 5]) << 8)
@@ -188,9 +188,18 @@ def test_a_population_and_its_records_are_accounts_that_do_not_mix(tmp_path: Pat
         (["population.name=again"], "population.name is an unknown key"),
         (["trust=distributed", "population.malformed=0.1"], "population.malformed is for trust central"),
         (["trust=local", "population.malformed=0.1"], "population.malformed is for trust central"),
-        (["release.law=iid"], "release.law must be 'haar'"),
-        (["release.directions=3"], "release.directions must be null"),
-        (["release.sampling=partition"], "release.sampling must be 'poisson'"),
+        (
+            ["release.law=iid"],
+            "release.law is a key of methods? dpswflow.*; release of method dpswflow-h has frames, bins",
+        ),
+        (
+            ["release.directions=3"],
+            "release.directions is a key of methods? dpswflow.*; release of method dpswflow-h has frames, bins",
+        ),
+        (
+            ["release.sampling=partition"],
+            "release.sampling is a key of methods? dpswflow.*; release of method dpswflow-h has frames, bins",
+        ),
         (
             ["data.source=table", "data.path=t.parquet", "encoder.kind=identity"],
             "population.partition must be natural for data.source table",
@@ -230,5 +239,19 @@ def test_who_takes_part_is_decided_by_public_seeds_alone(tmp_path: Path) -> None
 
 
 def test_a_usual_run_does_not_claim_to_protect_users() -> None:
-    with pytest.raises(UserError, match=r"privacy\.unit must be record, found user: `python -m federated`"):
+    with pytest.raises(UserError, match=r"privacy\.unit must be record, found user: `dpsw federated`"):
         load_config("digits", ["privacy.unit=user"])
+
+
+def test_a_delta_beyond_the_tails_of_shared_noise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"privacy\.delta must be at least 1e-12 under trust distributed, found 1e-13"
+    ):
+        plan_of(small(tmp_path, "trust=distributed", "privacy.delta=1e-13"))
+    assert plan_of(small(tmp_path, "trust=central", "privacy.delta=1e-13")).noise == "gaussian"
+
+
+def test_low_bits_of_users_noise_are_looked_at_before_the_start(tmp_path: Path) -> None:
+    for trust in ("central", "distributed", "local"):
+        with pytest.raises(UserError, match="low bits"):
+            plan_of(small(tmp_path, f"trust={trust}", "privacy.epsilon=1e-6", "privacy.delta=1e-9"))

@@ -13,16 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from federated_support import divided_users, shards_of, small
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import LocalCluster
-from dpsw_ray.config import PathsConfig, RunConfig
+from dpsw_ray.config.run import PathsConfig, RunConfig
 from dpsw_ray.data.split import read_info
-from dpsw_ray.errors import UserError
-from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import divided_data
-from federated.config import FederatedConfig, load_federated
-from federated.data import population_data
-from federated.population import (
+from dpsw_ray.federated.config import FederatedConfig, load_federated
+from dpsw_ray.federated.data import population_data
+from dpsw_ray.federated.population import (
     DirichletPartitioner,
     IidPartitioner,
     NaturalPartitioner,
@@ -30,8 +28,10 @@ from federated.population import (
     PowerLawPartitioner,
     ShardsPartitioner,
 )
-from federated.population.statistics import heterogeneity_figure, statistics
-from federated.store import UserStore
+from dpsw_ray.federated.population.statistics import heterogeneity_figure, statistics
+from dpsw_ray.federated.store import UserStore
+from dpsw_ray.pipeline.run import divided_data
+from dpsw_ray.privacy.ledger import Ledger
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 300)
 USERS = 100
@@ -312,26 +312,6 @@ def test_a_folder_that_is_no_leaf_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "x.json").write_text("{}")
     with pytest.raises(UserError, match="no file of the LEAF format"):
         divided_users(small(tmp_path, *keys))
-
-
-@pytest.mark.parametrize(
-    "held", [{"x": [[0.5] * 4, [0.5] * 3], "y": [1, 2]}, {"x": [[0.5] * 4] * 2, "y": [1]}]
-)
-def test_ragged_leaf_records_are_refused_with_their_file(tmp_path: Path, held: dict[str, list[int]]) -> None:
-    (tmp_path / "train").mkdir()
-    content = {"users": ["secret"], "user_data": {"secret": held}}
-    (tmp_path / "train" / "x.json").write_text(json.dumps(content))
-    keys = (
-        "data.source=leaf",
-        f"data.path={tmp_path}",
-        "population.partition=natural",
-        "encoder.kind=identity",
-    )
-    with pytest.raises(
-        UserError, match=r"x\.json is no file of the LEAF format: every record must"
-    ) as refused:
-        divided_users(small(tmp_path, *keys))
-    assert "secret" not in str(refused.value) and "0.5" not in str(refused.value)
 
 
 def test_generated_users_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
 import math
 import os
 import pickle
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,28 +20,30 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from federated_support import DIGITS, SMALL, shards_of, small
-from support import RecordingCluster
+from federated_support import DIGITS, SMALL, Here, shards_of, small
+from support import RecordingCluster, run_dpsw
 
-import federated.run as pipeline
+import dpsw_ray.federated.run as pipeline
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_arrow
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import read_arrow
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.mechanism import sums
+from dpsw_ray.federated.message import user_message
+from dpsw_ray.federated.plan import UserPlan, round_plan
+from dpsw_ray.federated.row_mechanism import padded_rows
+from dpsw_ray.federated.run import run_federated
+from dpsw_ray.federated.shares import skellam
+from dpsw_ray.federated.worker import UserShard
+from dpsw_ray.methods.dpswflow_h.mechanism import cell_blocks
+from dpsw_ray.pipeline.plan import ledger_account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
-from dpsw_ray.private.masking import unmask
-from dpsw_ray.private.mechanism import cell_blocks
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release
+from dpsw_ray.release.exchange import noisy_answer
 from dpsw_ray.slicing.directions import LATTICE
-from federated.cohort import Cohort
-from federated.config import FederatedConfig
-from federated.message import user_message
-from federated.plan import UserPlan, round_plan
-from federated.run import run_federated
-from federated.shares import skellam
-from federated.worker import UserShard
+from dpsw_ray.tables.release import Release
 
 QUIET = Progress(quiet=True)
 
@@ -62,7 +65,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("federated")
 
 
+def forget_charges(home: Path) -> None:
+    """Removes the receipts of charges in other tests' ledgers."""
+    for receipts in home.glob("datasets/*/.receipts"):
+        shutil.rmtree(receipts)
+
+
 def run_of(home: Path, folder: Path, *overrides: str) -> FederatedConfig:
+    forget_charges(home)
     return small(home, f"paths.ledger={folder}/ledger.sqlite", *overrides)
 
 
@@ -100,13 +110,14 @@ def test_the_servers_sum_less_the_noise_is_the_plain_sum(
     )  # fmt: skip
     parts, users = shards_of(config, tmp_path, 3)
     cohort = Cohort.of(config, users, 0)
-    plan = round_plan(config, parts[0].store.latents.shape[1], 10, users, cohort, "r")
+    plan = round_plan(config, parts[0].store.latents.shape[1], 10, users, cohort, secrets.token_hex(8))
     assert isinstance(plan, UserPlan)
-    publics = [part.announce() for part in parts]
-    total = unmask([part.contribute(plan, 0, publics, 5) for part in parts])[0]
+    group = Here(parts)
+    group.call("prepare", (plan, 5))
+    total = noisy_answer(group, plan, noise_seed=5)[0]
     key = NoiseKey.from_seed(5)
     if config.trust == "central":
-        from dpsw_ray.private.mechanism import noise
+        from dpsw_ray.methods.dpswflow_h.mechanism import noise
 
         drawn = noise(key, plan)
     else:
@@ -197,7 +208,7 @@ def test_a_user_sends_the_same_number_of_rows_whatever_it_has(home: Path, tmp_pa
     counts = np.diff(store.offsets)
     assert (counts == 0).any() and (counts == 1).any() and (counts > 20).any()
     places = np.random.default_rng(0).random(users)
-    rows = parts[0]._padded(np.arange(users), places, 4).reshape(users, 4, -1)
+    rows = padded_rows(parts[0].store, np.arange(users), places, 4).reshape(users, 4, -1)
     for user in range(users):
         own = {bytes(row) for row in store.latents[store.offsets[user] : store.offsets[user + 1]] * LATTICE}
         sent = [bytes(row) for row in rows[user]]
@@ -211,9 +222,9 @@ def test_a_user_sends_the_same_number_of_rows_whatever_it_has(home: Path, tmp_pa
 def test_below_the_threshold_nothing_is_unmasked_and_nothing_is_charged(home: Path, tmp_path: Path) -> None:
     config = run_of(home, tmp_path, "trust=distributed", "dropout.rate=0.6", "secagg.threshold=0.9")
     calls: list[str] = []
-    contribute = UserShard.contribute
+    answer = UserShard.answer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UserShard, "contribute", lambda *args: calls.append("called") or contribute(*args))
+        patch.setattr(UserShard, "answer", lambda *args: calls.append("called") or answer(*args))
         with pytest.raises(UserError, match=r"No round was released: at most .* and 36 are needed"):
             run_federated(config, tmp_path / "run", QUIET)
     assert not calls and charges(config) == 0
@@ -251,31 +262,13 @@ def test_the_threshold_is_of_those_who_are_asked(home: Path, tmp_path: Path) -> 
     assert "skellam" in page and "Skellam noise is whole numbers" in page
 
 
-def test_more_samples_are_drawn_from_a_stored_release(
-    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dpsw_ray.cli import main as dpsw_main
-    from federated.cli import main
-
+def test_more_samples_are_drawn_from_a_stored_release(home: Path, tmp_path: Path) -> None:
     config = run_of(home, tmp_path, *ROUNDS)
     result = run_federated(config, tmp_path / "run", QUIET)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["federated", "generate", str(result.folder), "--out", f"{tmp_path}/a.parquet", "--num", "60"],
-    )
-    with contextlib.suppress(SystemExit):
-        main()
+    code, _, err = run_dpsw("generate", result.folder, "--out", tmp_path / "a.parquet", "--num", 60)
+    assert code == 0 and not err
     own, more = (pq.read_table(path) for path in (result.folder / "samples.parquet", tmp_path / "a.parquet"))
     assert more.num_rows == 60 and more.schema.equals(own.schema) and charges(config) == 4
-    monkeypatch.setattr(
-        sys, "argv", ["dpsw", "generate", str(result.folder), "--out", f"{tmp_path}/b.parquet"]
-    )
-    with pytest.raises(SystemExit) as stop:
-        dpsw_main()
-    assert (
-        stop.value.code == 2 and "draw from it with `python -m federated generate`" in capfd.readouterr().err
-    )
 
 
 def test_other_divisions_of_the_same_records_spend_of_the_same_budget(home: Path, tmp_path: Path) -> None:
@@ -313,7 +306,7 @@ class Interrupted(UserError):
 
 def interrupted_at(config: FederatedConfig, folder: Path, number: int) -> None:
     """Runs until round `number` is charged and about to be summed, then dies."""
-    contribute = UserShard.contribute
+    answer = UserShard.answer
     begun: list[str] = []
 
     def dying(self: UserShard, plan: Any, *rest: Any) -> Any:
@@ -321,10 +314,10 @@ def interrupted_at(config: FederatedConfig, folder: Path, number: int) -> None:
             begun.append(plan.release_id)
         if len(begun) > number:
             raise Interrupted
-        return contribute(self, plan, *rest)
+        return answer(self, plan, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UserShard, "contribute", dying)
+        patch.setattr(UserShard, "answer", dying)
         with pytest.raises(Interrupted):
             run_federated(config, folder, QUIET)
 
@@ -392,9 +385,9 @@ def test_a_killed_driver_resumes_to_the_particles_of_an_uninterrupted_run(home: 
     root = str(Path(__file__).parents[1])
     # Slow rounds down, so that the kill falls into one of them.
     slow = (
-        "import time, runpy, sys; from federated.worker import UserShard; f = UserShard.contribute\n"
+        "import time, runpy, sys; from dpsw_ray.federated.worker import UserShard; f = UserShard.answer\n"
         "def late(*a):\n    time.sleep(0.3); return f(*a)\n"
-        "UserShard.contribute = late; sys.argv = ['federated', *sys.argv[1:]]\n"
+        "UserShard.answer = late; sys.argv = ['federated', *sys.argv[1:]]\n"
         "runpy.run_module('federated', run_name='__main__')"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
@@ -435,10 +428,11 @@ def test_the_driver_sees_no_users_data_and_no_exact_sum(
     config = run_of(home, tmp_path, "trust=distributed", "dropout.rate=0.1", "evaluation.enabled=true")
     run_federated(config, tmp_path / "run", QUIET)
     log = clusters[0].log
-    (plan, *_), messages = next(value for method, value in log if method == "contribute")
+    plan = next(args[0] for method, (args, _) in log if method == "answer")
+    messages = next(results for method, (_, results) in log if method == "contribute")
     spawned = next(value for method, value in log if method == "UserShard")
     shards = [UserShard(**kwargs) for kwargs in spawned]
-    parts = [shard.sums(plan, None) for shard in shards]
+    parts = [sums(shard.held(plan, shard.rank, shard.size, None), plan) for shard in shards]
     assert np.array_equal(sum(parts), plain_sum(shards[0], plan))
     for message in messages:
         for exact in (*parts, sum(parts)):
@@ -469,21 +463,15 @@ def test_the_driver_sees_no_users_data_and_no_exact_sum(
     ],
 )
 def test_mistakes_end_with_one_sentence_and_exit_code_2(
-    home: Path, tmp_path: Path, arguments: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    from federated.cli import main
-
+    forget_charges(home)
     settings = [
         part
         for key in (*SMALL, f"paths.home={home}", f"paths.ledger={tmp_path}/l")
         for part in ("--set", key)
     ]
-    argv = ["federated", str(DIGITS), "--output", str(tmp_path / "run"), *settings, *arguments]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as stop:
-            main()
-    error = capfd.readouterr().err
-    assert stop.value.code == 2 and sentence in error
+    code, _, error = run_dpsw("federated", DIGITS, "--output", tmp_path / "run", *settings, *arguments)
+    assert code == 2 and sentence in error
     assert error.startswith("Error: ") and error.count("\n") == 1
     assert not (tmp_path / "run" / "release").exists()

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from dpsw_ray.federated.secagg import Aborted, Client, Server, combine, split
+from dpsw_ray.federated.shares import centred, share_variance, skellam
 from dpsw_ray.privacy.noise import NoiseKey
-from federated.secagg import Aborted, Client, Server, combine, split
-from federated.shares import centred, share_variance, skellam
 
 BITS, PRECISION, CELLS = 40, 16, 50
 

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare, ks_2samp
+from scipy.stats import binomtest, chisquare, ks_2samp
 from scipy.stats import skellam as law
 
+from dpsw_ray.federated.shares import centred, modulus_bits, share_variance, skellam, wrap_probability
 from dpsw_ray.privacy.noise import NoiseKey
-from federated.shares import centred, modulus_bits, share_variance, skellam, wrap_probability
 
 KEY = NoiseKey.from_seed(3)
 
@@ -76,3 +76,8 @@ def test_the_bound_on_wrapping_around_holds_and_is_small_where_it_should() -> No
     assert true <= bound < 1e-3
     assert wrap_probability(6, users, precision, variance, 1) == 1.0
     assert wrap_probability(modulus_bits(1000, 16, 1e12, 10**6), 1000, 16, 1e12, 10**6) <= 2.0**-40
+
+
+def test_even_numbers_are_no_likelier_at_the_largest_noise_of_a_plan() -> None:
+    numbers = skellam(KEY, 2.0**72, 1_000_000)
+    assert binomtest(int((numbers & 1).sum()), numbers.size).pvalue > 1e-6

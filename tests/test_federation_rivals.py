@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from federated_support import shards_of, small
+from federated_support import Here, shards_of, small
 from federation_rivals import RECORDS, without_noise, work_of
 from rivals.work import Work
 
-from dpsw_ray.private.masking import unmask
-from federated.cohort import Cohort
-from federated.message import user_message
-from federated.plan import UserPlan, round_plan
+from dpsw_ray.federated.cohort import Cohort
+from dpsw_ray.federated.message import user_message
+from dpsw_ray.federated.plan import UserPlan, round_plan
+from dpsw_ray.release.exchange import noisy_answer
 
 
 def test_a_rivals_users_send_our_messages_bit_for_bit_and_the_sum_is_ours(home: Path, tmp_path: Path) -> None:
@@ -36,8 +36,9 @@ def test_a_rivals_users_send_our_messages_bit_for_bit_and_the_sum_is_ours(home: 
         )  # fmt: skip
         assert np.array_equal(message, own[0])
         assert np.linalg.norm(message) <= work.bound
-    publics = [part.announce() for part in parts]
-    total = unmask([part.contribute(plan, 0, publics, 0) for part in parts])
+    group = Here(parts)
+    group.call("prepare", (plan, 0))
+    total = noisy_answer(group, plan, noise_seed=0)
     found = without_noise(plan, total)
     assert found.any() and np.array_equal(found, np.sum(messages, axis=0))
     noiseless = dataclasses.replace(plan, share=0.0)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from support import flip
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DamagedFile, read_arrays, write_arrays
 from dpsw_ray.cluster import LocalCluster, open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.fields import MOST_STEP
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.particles import RADIUS, allocate, confine, initial
-from dpsw_ray.flow.solver import FlowResult, flow_steps, solve
-from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.flow.points import Points
+from dpsw_ray.flow.solver import flow_steps, solve
+from dpsw_ray.flow.step import Course, Step
 from dpsw_ray.slicing.directions import LATTICE, haar_frames, round_to_lattice
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.drift_numba import drift_numba
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
+from dpsw_ray.tables.quantiles import Targets
 
 DIM = 4
 SCHEDULES = ("constant", "cosine", "inverse")
@@ -44,7 +54,7 @@ def blobs(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return confine(x, sphere=True), labels
 
 
-def run(config: FlowConfig, size: int = 1, checkpoint: Path | None = None) -> FlowResult:
+def run(config: FlowConfig, size: int = 1, checkpoint: Path | None = None) -> Points:
     return solve(
         [targets(*blobs())], config, sphere=True, seed=3, cluster=LocalCluster(size), checkpoint=checkpoint
     )
@@ -140,10 +150,61 @@ def test_a_checkpoint_of_another_flow_is_not_used(tmp_path: Path) -> None:
     assert np.array_equal(run(other, checkpoint=tmp_path / "flow.npz").particles, run(other).particles)
 
 
-def test_a_damaged_checkpoint_costs_time_only(tmp_path: Path) -> None:
-    config = FlowConfig(particles=50, steps=5)
-    (tmp_path / "flow.npz").write_bytes(b"not a checkpoint")
-    assert np.array_equal(run(config, checkpoint=tmp_path / "flow.npz").particles, run(config).particles)
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"not a checkpoint")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _nan(path: Path) -> None:
+    stored = read_arrays(path)
+    stored["particles"][3] = np.nan
+    write_arrays(path, stored)  # with its digest: somebody else's flow went wrong
+
+
+def _other_values(path: Path) -> None:
+    stored = dict(np.load(path))
+    stored["particles"][3] *= 0.5
+    np.savez(path, **stored)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [_garbage, _empty, _cut, _nan, _other_values, _pipe])
+def test_a_damaged_checkpoint_costs_time_only(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, path = FlowConfig(particles=50, steps=5), tmp_path / "flow.npz"
+    expected = run(config, checkpoint=path)
+    damage(path)
+    found = run(config, checkpoint=path)
+    assert np.array_equal(found.particles, expected.particles) and found.distances == expected.distances
+    assert [record.message for record in caplog.records] == [
+        f"{path} is damaged or cannot be read: the flow starts anew, which charges nothing."
+    ]
+    assert np.array_equal(run(config, checkpoint=path).particles, expected.particles)
+    assert len(caplog.records) == 1
+
+
+def test_every_changed_bit_of_a_checkpoint_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "flow.npz"
+    run(FlowConfig(particles=50, steps=5), checkpoint=path)
+    whole, held = path.read_bytes(), read_arrays(path)
+    for place in np.random.default_rng(0).choice(8 * len(whole), 250, replace=False):
+        flip(path, int(place))
+        with contextlib.suppress(DamagedFile):  # else a date of the archive's, or the name of the digest
+            found = read_arrays(path)
+            assert all(np.array_equal(found[name], array) for name, array in held.items())
+        path.write_bytes(whole)
 
 
 def test_wiener_noise_spreads_particles_and_schedules_differ() -> None:
@@ -207,3 +268,28 @@ def test_initial_particles_follow_the_seed() -> None:
     assert np.array_equal(initial(10, 3, True, 1), initial(10, 3, True, 1))
     assert not np.array_equal(initial(10, 3, True, 1), initial(10, 3, True, 2))
     assert np.linalg.norm(initial(1000, 3, False, 1), axis=1).min() < 0.5
+
+
+@pytest.mark.parametrize("sphere", [True, False])
+def test_a_step_out_of_the_range_of_numbers_is_refused(sphere: bool) -> None:
+    at = initial(10, DIM, sphere, 0)
+    total = np.full(at.shape, 2**40, dtype=np.int64)
+    for step in (
+        Step(0, 1e300, 0.0, sphere, 0),
+        Step(0, 1e-16, 1e308, sphere, 0),
+        Step(0, np.nan, 0.0, sphere, 0),
+    ):
+        with pytest.raises(UserError, match=r"choose a smaller flow\.step_size or flow\.diffusion"):
+            step(at, total)
+        with pytest.raises(UserError, match=r"choose a smaller flow\.step_size or flow\.diffusion"):
+            step.on_device(torch.from_numpy(at), torch.from_numpy(total))
+    largest = Course(FlowConfig(step_size=MOST_STEP, diffusion=MOST_STEP), 24, DIM, 1, sphere, 0).step(0)
+    assert np.linalg.norm(largest(at, np.full(at.shape, 2**62, dtype=np.int64)), axis=1).max() <= 1
+
+
+def test_a_release_that_holds_no_number_is_refused() -> None:
+    goal = targets(*blobs())
+    goal.slices.cdf[0, 3, 5] = np.nan
+    config = FlowConfig(particles=20, steps=2)
+    with pytest.raises(UserError, match="something that is no number"):
+        solve([goal], config, sphere=True, seed=0, cluster=LocalCluster(1))

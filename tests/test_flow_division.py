@@ -13,18 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpsw_ray.cluster import Cluster, LocalCluster, WorkerDied, WorkerGroup, open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
+from dpsw_ray.config.run import ClusterConfig
 from dpsw_ray.flow import movers
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.division import divide
 from dpsw_ray.flow.particles import initial
-from dpsw_ray.flow.solver import FlowResult, _certain, _stalled, solve
+from dpsw_ray.flow.points import Points
+from dpsw_ray.flow.solver import _certain, _stalled, solve
 from dpsw_ray.flow.step import Course
 from dpsw_ray.flow.worker import BlockWorker
-from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing import drift_numba
 from dpsw_ray.slicing.directions import LATTICE, haar_frames
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.quantiles import Targets
 
 MODES = ("directions", "particles", "classes")
 
@@ -40,14 +42,14 @@ def targets(dim: int = 5, frames: int = 7, smoothing: float = 1.0, seed: int = 0
 
 def flow(
     rounds: list[Targets], parallel: str, cluster: Cluster | int, threads: int = 1, **more: Any
-) -> FlowResult:
+) -> Points:
     keys = {name: more.pop(name) for name in list(more) if name in FlowConfig.model_fields}
     config = FlowConfig.model_validate({"particles": 211, "steps": 6, "parallel": parallel} | keys)
     own = LocalCluster(cluster) if isinstance(cluster, int) else cluster
     return solve(rounds, config, sphere=True, seed=3, cluster=own, threads=threads, **more)
 
 
-def same(first: FlowResult, second: FlowResult) -> bool:
+def same(first: Points, second: Points) -> bool:
     return (
         first.particles.tobytes() == second.particles.tobytes()
         and first.labels.tolist() == second.labels.tolist()
@@ -128,7 +130,7 @@ def test_a_step_on_a_device_ends_a_lattice_step_away_at_most(sphere: bool) -> No
         assert np.abs(found - step(start, total)).max() <= LATTICE
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("parallel", MODES)
 def test_cuda_moves_particles_as_the_cpu_does(parallel: str) -> None:
     expected = flow([targets()], parallel, 2, kernel="numba", diffusion=1e-3)

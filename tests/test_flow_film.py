@@ -10,16 +10,17 @@ from test_flow import DIM, blobs, targets
 from test_flow_division import ForgetfulCluster
 
 from dpsw_ray.cluster import LocalCluster
-from dpsw_ray.config import FlowConfig
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.film import Choice, Film, evenly, first_of_each, next_frame
-from dpsw_ray.flow.solver import FlowResult, solve
+from dpsw_ray.flow.points import Points
+from dpsw_ray.flow.solver import solve
 
 FOLLOW = first_of_each(2, 8)
 
 
 def run(
     config: FlowConfig, size: int = 1, checkpoint: Path | None = None, follow: Choice | None = FOLLOW
-) -> FlowResult:
+) -> Points:
     return solve(
         [targets(*blobs())], config, sphere=True, seed=3, cluster=LocalCluster(size), checkpoint=checkpoint,
         follow=follow,

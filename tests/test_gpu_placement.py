@@ -13,16 +13,18 @@ import pytest
 import yaml
 
 from dpsw_ray.cluster import LocalCluster
-from dpsw_ray.config import FlowConfig, load_config
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.solver import solve
+from dpsw_ray.methods.registry import load_config
 
 SCRIPT = """
 import hashlib, json, os, time
 import ray
 from ray.cluster_utils import Cluster
 from dpsw_ray.cluster import open_cluster
-from dpsw_ray.config import ClusterConfig, FlowConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import ClusterConfig
+from dpsw_ray.flow.config import FlowConfig
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.flow.solver import solve
 from test_flow import blobs, targets
 

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from support import SMALL
 
-from dpsw_ray.config import load_config
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import run
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.methods.registry import load_config
+from dpsw_ray.pipeline.run import run
 
 ROOT = Path(__file__).parents[1]
 ONE = ("cluster.actors=1", "cluster.cpus_per_actor=0.5", "cluster.timeout_s=200")

@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from support import descendants
 
-from dpsw_ray.config import FlowConfig
+from dpsw_ray.flow.config import FlowConfig
 
 KILLS = int(os.environ.get("DPSW_KILLS", "3"))
 SEED = int(os.environ.get("DPSW_KILLS_SEED", "0"))
@@ -40,6 +40,7 @@ MOMENTS = {
     "call encode": "done encode",
     "Releasing": "Moving particles",
     "call prepare": "done prepare",
+    "call answer": "done answer",
     "call contribute": "done contribute",
     "Moving particles …": "sliced W2 to the release",
 }
@@ -171,7 +172,7 @@ def problems(folder: Path) -> Iterator[str]:
 
 
 def particles(folder: Path) -> np.ndarray:
-    from dpsw_ray.files import read_arrow
+    from dpsw_ray.base.files import read_arrow
 
     return np.asarray(
         read_arrow(folder / "run" / "particles.arrow").column("latent").combine_chunks().flatten()
@@ -181,17 +182,15 @@ def particles(folder: Path) -> np.ndarray:
 def replayed(folder: Path) -> np.ndarray:
     """The particles of a stored release, computed in this process by one worker."""
     from dpsw_ray.cluster import LocalCluster
-    from dpsw_ray.config import load_config
     from dpsw_ray.encoders import load_encoder
-    from dpsw_ray.progress import Progress
-    from dpsw_ray.release import Release
-    from dpsw_ray.release.quantiles import denoise
-    from dpsw_ray.run import move_points
+    from dpsw_ray.methods.method import Tools
+    from dpsw_ray.methods.registry import load_config, method_of
+    from dpsw_ray.tables.release import Release
 
     config = load_config(folder / "run" / "config.yaml")
-    rounds = denoise(Release.load(folder / "run" / "release"), config.flow.denoising)
-    encoder = load_encoder(folder / "run" / "encoder")
-    made = move_points(config, rounds, encoder, LocalCluster(1), None, config.seed, Progress(quiet=True))
+    method, tools = method_of(config), Tools(load_encoder(folder / "run" / "encoder"), LocalCluster(1))
+    targets = method.targets(config, Release.load(folder / "run" / "release"))
+    made = method.learn(config, targets, tools).sample(config.count, config.seed)
     return np.asarray(made.particles).ravel()
 
 
@@ -353,7 +352,7 @@ def stay(address: str) -> None:
     from test_kills import Place as Imported
 
     from dpsw_ray.cluster import WorkerDied, open_cluster
-    from dpsw_ray.config import ClusterConfig
+    from dpsw_ray.config.run import ClusterConfig
 
     with open_cluster(ClusterConfig(actors=2, address=address, timeout_s=30.0)) as cluster:
         group = cluster.spawn(Imported, [{}, {}])
@@ -407,9 +406,9 @@ def drive(seen: Path, arguments: list[str]) -> None:
     """The command line, with a note of every noisy total as soon as it is known, and of calls into the private wing."""
     from dpsw_ray.cli import main
     from dpsw_ray.cluster import ray_cluster
-    from dpsw_ray.config import load_config
+    from dpsw_ray.methods.registry import load_config
     from dpsw_ray.privacy.ledger import Ledger
-    from dpsw_ray.private import protocol
+    from dpsw_ray.release import exchange
 
     call = ray_cluster._RayGroup.call
 
@@ -422,12 +421,12 @@ def drive(seen: Path, arguments: list[str]) -> None:
         return results
 
     ray_cluster._RayGroup.call = telling  # type: ignore[method-assign]
-    total_of = protocol._noisy_total
+    total_of = exchange.noisy_answer
     sets = [argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set=")]
     ledger = load_config(arguments[1], sets).ledger_path
 
-    def noting(shards: Any, plan: Any, number: int, noise_seed: int | None) -> np.ndarray:
-        total = total_of(shards, plan, number, noise_seed)
+    def noting(shards: Any, plan: Any, number: int, question: Any, noise_seed: int | None) -> np.ndarray:
+        total = total_of(shards, plan, number, question, noise_seed)
         note = {
             "release": plan.release_id,
             "number": number,
@@ -438,7 +437,7 @@ def drive(seen: Path, arguments: list[str]) -> None:
             stream.write(json.dumps(note) + "\n")
         return total
 
-    protocol._noisy_total = noting
+    exchange.noisy_answer = noting
     sys.argv = ["dpsw", *arguments]
     main()
 

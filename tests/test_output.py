@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from dpsw_ray.config import RunConfig, load_config
-from dpsw_ray.errors import UserError
-from dpsw_ray.output import RunFolder, resolve_output
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import load_config
+from dpsw_ray.pipeline.destination import HOME_FOLDERS, check_free, out_file
+from dpsw_ray.pipeline.folder import RunFolder, resolve_output
 from dpsw_ray.privacy.events import GaussianEvent
 from dpsw_ray.privacy.ledger import Ledger
 
@@ -190,3 +193,105 @@ def test_nothing_that_must_outlive_a_job_goes_into_its_folder(
         UserError, match=rf"{key} is a relative path, .* give an absolute one, found .*{value[-3:]}"
     ):
         resolve_output(config, None)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run, an experiment, a home with its ledger, and what may stand in a file's way."""
+    monkeypatch.setenv("DPSW_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DPSW_LEDGER", raising=False)
+    begin(tmp_path / "run")
+    put(tmp_path / "run" / "release" / "x.json")
+    put(tmp_path / "experiment" / "experiment.json")
+    put(tmp_path / "experiment" / ".lock")
+    put(tmp_path / "elsewhere" / "dataset.json")
+    put(tmp_path / "elsewhere" / "private" / "x.json")
+    put(tmp_path / "home" / "encoders" / "x.json")
+    put(tmp_path / "others" / "people.json")
+    divided = tmp_path / "home" / "datasets" / "people" / "key" / "dataset.json"
+    put(divided)
+    divided.write_text(json.dumps({"path": str(tmp_path / "others" / "people.json")}))
+    put(tmp_path / "source" / "table.json")
+    Ledger(FIRST.ledger_path).register("digits", "replace_one", "record", 1e-5)
+    Ledger(tmp_path / "old.json").register("digits", "replace_one", "record", 1e-5)
+    (tmp_path / "hard.json").hardlink_to(FIRST.ledger_path)
+    (tmp_path / "link.json").symlink_to(FIRST.ledger_path)
+    (tmp_path / "into").symlink_to(tmp_path / "run" / "release")
+    (tmp_path / "circle.json").symlink_to(tmp_path / "circle.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.json"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("home/ledger.sqlite", "would write over the privacy ledger"),
+        ("hard.json", "would write over the privacy ledger"),
+        ("link.json", "would write over the privacy ledger"),
+        ("old.json", "would write over the data base"),
+        ("run/more.json", "would write into the run in"),
+        ("run/release/x.json", "would write into the run in"),
+        ("run/release/../x.json", "would write into the run in"),
+        ("into/x.json", "would write into the run in"),
+        ("experiment/trials/x.json", "would write into the experiment in"),
+        ("elsewhere/private/x.json", "would write into the stored data set in"),
+        ("others/people.json", "would write over the records in"),
+        ("home/encoders/x.json", "would write into .*home/encoders, which the program keeps"),
+        ("home/datasets/digits/x.json", "would write into .*home/datasets, which the program keeps"),
+        ("pipe.json", "is a pipe: give a file to write"),
+        ("socket.json", "is a socket: give a file to write"),
+        ("circle.json", "is a link that leads in a circle: give a file to write"),
+        ("run", "is a folder: give a file to write"),
+        ("x\0.json", "is no path that can be followed"),
+        ("~nobody-of-this-name/x.json", "is no path that can be followed"),
+        ("x.txt", r"takes a name that ends in \.json, and .* ends in \.txt"),
+        ("x", r"takes a name that ends in \.json, and .* has no ending"),
+    ],
+)
+def test_no_file_is_written_over_what_is_kept(kept: Path, name: str, why: str) -> None:
+    path = Path(name) if name.startswith("~") else kept / name
+    with pytest.raises(UserError, match=why) as refused:
+        out_file("--out", path, (".json",))
+    assert str(refused.value).startswith("--out ") and str(refused.value).endswith(".")
+
+
+def test_a_device_is_no_file_to_write() -> None:
+    with pytest.raises(UserError, match=r"--out /dev/full is a device: give a file to write\."):
+        out_file("--out", Path("/dev/full"), ("",))
+
+
+def test_a_file_of_ones_own_may_be_written(kept: Path) -> None:
+    (kept / "mine.json").symlink_to(kept / "source" / "table.json")
+    assert out_file("--out", kept / "new" / "x.JSON", (".json",)) == kept / "new" / "x.JSON"
+    assert out_file("--out", kept / "mine.json", (".json",)) == kept / "source" / "table.json"
+    assert out_file("--out", kept / "home" / "x.json", (".json",)) == kept / "home" / "x.json"
+    with pytest.raises(UserError, match="would write over the records in"):
+        check_free(
+            "--out", kept / "mine.json", load_config("digits", [f"data.path={kept}/source/table.json"])
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["home/datasets/digits/x", "elsewhere/private/run", "run/release/y", "into/y", "home/encoders"]
+)
+def test_no_run_goes_into_what_is_kept(kept: Path, name: str) -> None:
+    before = content(kept / "run")
+    with pytest.raises(UserError, match=r"--output .* would write into "):
+        resolve_output(FIRST, kept / name)
+    assert content(kept / "run") == before
+    assert resolve_output(FIRST, kept / "run") == kept / "run"
+    assert resolve_output(FIRST, kept / "experiment" / "trials" / "a") == kept / "experiment/trials/a"
+
+
+def test_what_the_program_keeps_in_a_home_is_known(home: Path) -> None:
+    from support import small
+
+    from dpsw_ray.pipeline.run import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPSW_HOME", str(home / "of-this-test"))
+        run(small("evaluation.enabled=true"), home / "a-run", None)
+    made = {entry.name for entry in (home / "of-this-test").iterdir() if entry.is_dir()}
+    assert {"datasets", "encoders"} <= made <= set(HOME_FOLDERS)

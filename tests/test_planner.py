@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from dpsw_ray.config import load_config
-from dpsw_ray.errors import UserError
-from dpsw_ray.plan import describe_plan, make_plan
-from dpsw_ray.release.planner import FRAMES, GRIDS, choose, noise_per_record, predict
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.methods.registry import load_config
+from dpsw_ray.pipeline.plan import describe_plan, make_plan
+from dpsw_ray.tables.planner import FRAMES, GRIDS, choose, noise_per_record, predict
 
 EPSILONS = (0.1, 0.2, 1.0, 5.0, 10.0, math.inf)
 
@@ -100,9 +100,22 @@ def test_a_guess_stands_in_for_a_protected_number_of_records() -> None:
 
 
 def test_noisy_projections_take_auto_for_their_defaults() -> None:
-    auto = load_config("digits", ["method=dpswflow", "release.frames=auto", "release.bins=auto"])
-    plain = load_config("digits", ["method=dpswflow", "release.frames=16", "release.bins=32"])
+    auto = load_config("digits", ["method=dpswflow", "release.frames=auto"])
+    plain = load_config("digits", ["method=dpswflow", "release.frames=16"])
     assert make_plan(auto, 6, 10, 1_093, "r").digest() == make_plan(plain, 6, 10, 1_093, "r").digest()
+
+
+def test_histograms_of_samples_take_auto_for_their_defaults() -> None:
+    sampled = [
+        "method=dpswflow-r",
+        "release.sampling=poisson",
+        "release.rounds=2",
+        "privacy.relation=zero_out",
+    ]
+    shape = {"frames": 16, "bins": 32, "smoothing": 1}
+    auto = load_config("digits", [*sampled, *(f"release.{key}=auto" for key in shape)])
+    plain = load_config("digits", [*sampled, *(f"release.{key}={value}" for key, value in shape.items())])
+    assert make_plan(auto, 6, 10, None, "r").digest() == make_plan(plain, 6, 10, None, "r").digest()
 
 
 @pytest.mark.parametrize(
@@ -123,5 +136,9 @@ def test_the_plan_shows_the_choice_and_the_predicted_distance(tmp_path) -> None:
 
 
 def test_planning_does_not_wait_for_torch() -> None:
-    code = "import sys, dpsw_ray.plan; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, dpsw_ray.pipeline.plan; from dpsw_ray.methods.registry import METHODS, method_named\n"
+        "for name in METHODS: method_named(name)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.accountants import AccountingError, account, bound, compose_mu
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_histogram_noise, calibrate_noise
 from dpsw_ray.privacy.events import (

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.accountants import compose_mu
 from dpsw_ray.privacy.events import (
     DiscreteGaussianEvent,
@@ -150,6 +151,23 @@ def test_unknown_or_misfitting_events_are_refused() -> None:
 def test_parameters_out_of_range_are_refused(directions: int, norm_sq: int, std: float, found: str) -> None:
     with pytest.raises(UserError, match=found):
         SlicedHistogramEvent(directions, norm_sq, std)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "k" * 5000},
+        {"kind": ["gaussian"] * 5000},
+        {"kind": "gaussian", "sensitivity": "s" * 5000, "noise_std": 1.0},
+        {"kind": "gaussian", "sensitivity": 10**4999, "noise_std": 1.0},
+        {"kind": "gaussian", "sensitivity": {"r" * 5000: 1.0}, "noise_std": 1.0},
+        {"kind": "gaussian", "s" * 5000: 1.0},
+    ],
+)
+def test_what_is_found_is_told_in_short(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        event_from_dict(values)
+    assert len(str(caught.value)) < 500
 
 
 def test_relations_know_whether_the_count_is_public() -> None:
@@ -294,7 +312,7 @@ def test_numbers_that_no_arithmetic_holds_are_refused(value: float) -> None:
         ({"kind": "noisy_count", "noise_std": 1, "label": [1, 2]}, "label must be text"),
         (
             {"kind": "dp_sgd", "sampling": 0.1, "noise_multiplier": 1, "steps": 10**400},
-            "a number of 401 digits",
+            "a whole number of more than 30 digits",
         ),
     ],
 )

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ledger_support import charge_many
+from ledger_support import charge_many, tamper
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.cluster.head_ledger import HeadLedger, open_ledger
-from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.accountants import bound, rdp_budget, rdp_curve
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_histogram_noise
 from dpsw_ray.privacy.chain import first_break, rows_from_export, rows_to_export
@@ -300,9 +300,7 @@ def test_a_changed_entry_is_named_and_stops_everything(ledger: Ledger, statement
         ledger.charge("digits", _release(mu), "run")
     head = ledger.verify()
     assert head == LedgerHead(ledger.entries("digits")[-1].entry_hash, 4)
-    connection = sqlite3.connect(ledger.path)
-    connection.executescript(f"DROP TRIGGER log_no_update; DROP TRIGGER log_no_delete; {statement};")
-    connection.close()
+    tamper(ledger.path, statement)
     for call in (
         ledger.verify,
         lambda: ledger.total("digits"),
@@ -377,7 +375,7 @@ def test_a_full_disk_is_a_sentence_and_charges_nothing(ledger: Ledger) -> None:
     child = _python(
         """
         import resource, sys
-        from dpsw_ray.errors import UserError
+        from dpsw_ray.base.errors import UserError
         from dpsw_ray.privacy.events import GaussianEvent
         from dpsw_ray.privacy.ledger import Ledger
         ledger = Ledger(sys.argv[1])
@@ -587,10 +585,7 @@ def test_an_export_pins_everything_before_it(ledger: Ledger, tmp_path: Path) -> 
             other.charge("digits", _release(), "run ä", "note")
         with pytest.raises(UserError, match="is not what was exported: entry 1"):
             other.verify(rows)
-    with contextlib.closing(sqlite3.connect(ledger.path)) as connection, connection:  # a clean cut
-        connection.execute("DROP TRIGGER log_no_delete")
-        connection.execute("DELETE FROM log WHERE seq > 1")
-        connection.execute("UPDATE sqlite_sequence SET seq = 1")
+    tamper(ledger.path, "DELETE FROM log WHERE seq > 1", "UPDATE sqlite_sequence SET seq = 1")  # a clean cut
     ledger.verify()
     with pytest.raises(UserError, match="was cut: it has 1 entries, the export 2"):
         ledger.verify(rows)

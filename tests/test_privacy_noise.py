@@ -14,12 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.audit.low_bits import grid_ratio
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.privacy import noise
 from dpsw_ray.privacy.discrete import NoiseTable, discrete_gaussian
-from dpsw_ray.privacy.noise import MAX_CELLS, NoiseKey, lattice_gaussian, mask_stream
+from dpsw_ray.privacy.noise import (
+    LOW_BITS,
+    MAX_CELLS,
+    MAX_STD,
+    NoiseKey,
+    drawn_std,
+    lattice_gaussian,
+    low_bits,
+    mask_stream,
+)
 
 KEY = NoiseKey.from_seed(7)
-STD = 1e12  # fine enough for rounding not to hide a difference in the last bits
+STD = 1e11  # fine enough for rounding not to hide a difference in the last bits
 CELLS = 1_000_000
 ALPHA = 1e-6
 SAMPLE = lattice_gaussian(KEY, STD, 0, CELLS) / STD
@@ -152,7 +163,7 @@ def test_without_a_std_the_discrete_sampler_is_not_asked(monkeypatch: pytest.Mon
 
 
 def test_a_drawn_table_keeps_its_cells_and_hides_them() -> None:
-    table = NoiseTable.draw(5.0, 1000)
+    table = NoiseTable.draw((5.0, 1000))
     assert np.array_equal(NoiseTable(table.secret).cells(), table.cells())
     assert table.cells().dtype == np.int64 and abs(table.cells().std() - 5) < 1
     assert np.array_equal(pickle.loads(pickle.dumps(table)).cells(), table.cells())
@@ -193,7 +204,7 @@ def test_seeded_noise_is_reproducible_and_marked() -> None:
     again = NoiseKey.from_seed(7)
     assert again.reproducible and again.derive(b"x").reproducible
     assert np.array_equal(lattice_gaussian(again, 5.0, 3, 10), lattice_gaussian(KEY, 5.0, 3, 10))
-    assert lattice_gaussian(KEY, 1000.0, 0, 4).tolist() == [1003, 269, 242, -413]
+    assert lattice_gaussian(KEY, 1000.0, 0, 4).tolist() == [2140, 258, -22, -1848]
     fresh = NoiseKey.generate()
     assert not fresh.reproducible and fresh.secret != NoiseKey.generate().secret
 
@@ -227,6 +238,72 @@ def test_zero_std_is_no_noise_and_absurd_ones_are_refused() -> None:
     for std in (-1.0, float("nan"), float("inf"), 1e30):
         with pytest.raises(UserError, match="standard deviation"):
             lattice_gaussian(KEY, std, 0, 1)
+
+
+@pytest.mark.parametrize("std", [2.0**20, 1.5 * 2.0**38, MAX_STD])
+def test_even_numbers_are_no_likelier_however_large_the_noise(std: float) -> None:
+    odd = int((lattice_gaussian(KEY, std, 0, 4_000_000) & 1).sum())
+    assert stats.binomtest(odd, 4_000_000).pvalue > ALPHA
+
+
+def test_ties_are_rounded_upwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of doubles that end in a half, as many go to even numbers as to odd ones."""
+    monkeypatch.setattr(noise, "MAX_STD", 2.0**53)
+    drawn = lattice_gaussian(KEY, 1.25 * 2.0**49, 0, 4_000_000)
+    assert abs((drawn & 1).mean() - 0.5) < 0.001  # to even it is 0.04 from a half
+
+
+def test_what_is_drawn_exceeds_what_is_charged_by_more_than_its_low_bits_are_worth() -> None:
+    """In quadrature: (charged / drawn)^2 mu^2 + (LOW_BITS mu)^2 < mu^2."""
+    for std in (1.0, 1e6, 2.0**40):
+        assert (std / drawn_std(std)) ** 2 + LOW_BITS**2 < 1
+    sample = lattice_gaussian(KEY, STD, 0, CELLS) / drawn_std(STD)
+    assert abs((sample**2).mean() - 1) < SIGMAS * np.sqrt(2 / CELLS)
+
+
+def test_the_bound_on_low_bits_is_above_what_the_grid_of_doubles_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best test there is, of the exact number of doubles that lead to each integer."""
+    monkeypatch.setattr(noise, "MAX_STD", 2.0**50)
+    std = next(
+        near
+        for near in (3 * 2.0**45 / drawn_std(1.0) * (1 + step * 2.0**-53) for step in (0, 1, -1))
+        if drawn_std(near) == 3 * 2.0**45
+    )
+    drawn = lattice_gaussian(KEY, std, 0, CELLS)
+    ratios = [grid_ratio(shown[:, None], 1, std) for shown in (drawn, drawn + 1)]
+    told = (ratios[1].mean() - ratios[0].mean()) / ratios[0].std()
+    assert told == pytest.approx(ratios[0].std(), rel=0.3)  # as for any pair of near normal laws
+    assert 0.6 * low_bits(std, 1) < ratios[0].std() <= low_bits(std, 1)
+
+
+def test_the_tail_does_not_end_where_64_bits_do() -> None:
+    """Uniforms that are too small for their bits get more of them, from the cell's own stream."""
+    key = NoiseKey.generate()
+    smallest = noise._deep_uniform(key, 3, 0)
+    assert 0 < smallest < 2.0**-64
+    assert smallest == noise._deep_uniform(key, 3, 0) != noise._deep_uniform(key, 4, 0)
+    for word in (1, 5, 2047, 2**40 - 1):
+        assert word * 2.0**-64 <= noise._deep_uniform(key, 3, word) <= (word + 1) * 2.0**-64
+    drawn = [noise._deep_uniform(key, cell, 0) * 2.0**64 for cell in range(3000)]
+    assert stats.kstest(drawn, "uniform").pvalue > ALPHA
+
+
+def test_a_cell_with_a_tiny_uniform_takes_its_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = noise._words
+
+    def first_is_zero(key: NoiseKey, offset: int, size: int) -> np.ndarray:
+        drawn = words(key, offset, size).copy()
+        if size == 10 * 16:  # the cells; the tail is another stream
+            drawn[:2] = 0
+        return drawn
+
+    plain = lattice_gaussian(KEY, STD, 0, 10)
+    monkeypatch.setattr(noise, "_words", first_is_zero)
+    changed = lattice_gaussian(KEY, STD, 0, 10)
+    assert changed[0] > 9.4 * STD  # the angle is 0
+    assert np.array_equal(changed[1:], plain[1:])
 
 
 def test_masks_are_uniform_cancel_and_are_not_the_noise_stream() -> None:

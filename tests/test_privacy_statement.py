@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from dpsw_ray.files import to_json
+from dpsw_ray.base.files import to_json
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.curves import trade_off
 from dpsw_ray.privacy.events import (
@@ -216,8 +216,8 @@ def test_discrete_noise_is_counted_by_renyi_bounds() -> None:
 
 
 def test_a_fallback_is_said() -> None:
-    # 70,000 steps at a tiny delta are more than the PRV accountant's grid holds.
-    privacy = counted(DpSgdEvent(0.3, 0.7, 70_000), relation="zero_out", delta=1e-9)
+    # 7,000,000 steps at a tiny delta are more than the PRV accountant's grid holds.
+    privacy = counted(DpSgdEvent(0.3, 0.7, 7_000_000), relation="zero_out", delta=1e-9)
     assert privacy["checks"]["PRV"].startswith("not available")
     told = state(privacy, FACTS).counted_by
     assert told[0].startswith(f"The figure is from the accountant {privacy['accountant']}")

@@ -20,19 +20,20 @@ import test_release
 from support import small
 from test_release import DIM, latents, ledger, make_plan, release, shards, store  # noqa: F401
 
+from dpsw_ray.base.errors import PrivateSideError, UserError
+from dpsw_ray.base.files import write_arrow
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import WorkerDied
-from dpsw_ray.errors import PrivateSideError, UserError
-from dpsw_ray.files import write_arrow
+from dpsw_ray.methods.dpswflow_h.mechanism import bound
+from dpsw_ray.pipeline.run import generate, run
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import BALL, LatentStore, bounded
-from dpsw_ray.private.mechanism import bound
-from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.sealing import sealed
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release, ReleasePlan
-from dpsw_ray.run import generate, run
+from dpsw_ray.release.exchange import release_once
 from dpsw_ray.slicing.directions import LATTICE
+from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.tables.release import Release
 
 # ruff: noqa: F811 (the fixture)
 
@@ -68,7 +69,7 @@ class Interposed:
         pass
 
 
-@pytest.mark.parametrize("moment", ["can_repeat", "announce", "contribute"])
+@pytest.mark.parametrize("moment", ["can_repeat", "answer", "contribute"])
 def test_a_copied_folder_repeats_the_same_noise_or_pays(moment: str, tmp_path: Path, ledger: Ledger) -> None:
     """A begun release in two folders, finished in one while the other is in the middle."""
     private = store(tmp_path / "private")
@@ -204,7 +205,7 @@ def test_a_worker_taken_for_lost_that_wakes_makes_no_second_noise_for_a_charge(
     private, asleep, awake = store(tmp_path / "private"), threading.Event(), threading.Event()
     original, sleepers = module.draw_secret, []
 
-    def slow(plan: ReleasePlan) -> Any:
+    def slow(plan: SlicesPlan) -> Any:
         if not asleep.is_set():
             asleep.set()
             awake.wait()
@@ -215,6 +216,7 @@ def test_a_worker_taken_for_lost_that_wakes_makes_no_second_noise_for_a_charge(
 
         def __init__(self) -> None:
             self.group = shards(private)
+            self.size = self.group.size
 
         def call(self, method: str, args: Any = (), *, retry: bool = False) -> list[Any]:
             if method == "prepare" and not sleepers:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from dpsw_ray.progress import Progress
+from dpsw_ray.base.progress import Progress
 
 
 class Terminal(io.StringIO):

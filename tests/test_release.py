@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,29 +11,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import flip
 
+from dpsw_ray.base.errors import PrivateSideError, UserError
+from dpsw_ray.base.files import read_manifest, write_arrow, write_manifest
 from dpsw_ray.cluster import LocalCluster, WorkerDied
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_arrow
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import NULL, LatentStore, bounded
-from dpsw_ray.private.masking import MaskingKey, unmask
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.shard import Shard
-from dpsw_ray.release import Release, ReleasePlan
-from dpsw_ray.release.plan import HistogramPlan
+from dpsw_ray.release.exchange import release_once
+from dpsw_ray.release.masks import MaskingKey, unmask
 from dpsw_ray.slicing.grid import SCALE, BinGrid
+from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.tables.release import Release
 
 DIM = 4
 
 
 def make_plan(
     release_id: str = "r", classes: int = 3, epsilon: float = 1.0, relation: Any = "replace_one"
-) -> ReleasePlan:
+) -> SlicesPlan:
     return HistogramPlan.make(
         release_id=release_id, dim=DIM, frames=3, grid=BinGrid(16, 0.5), classes=classes, class_conditional=classes > 1,
         relation=relation, epsilon=epsilon, delta=1e-5, seed=7,
@@ -59,17 +60,31 @@ def store(folder: Path, n: int = 500) -> Path:
 
 
 def shards(folder: Path, size: int = 2) -> Any:
-    shared = {"size": size, "private_dir": folder, "encoder_dir": folder, "latents_key": "key"}
+    shared = {
+        "size": size,
+        "private_dir": folder,
+        "receipts_dir": folder / "receipts",
+        "encoder_dir": folder,
+        "latents_key": "key",
+    }
     return LocalCluster(size).spawn(Shard, [{"rank": rank, **shared} for rank in range(size)])
 
 
 def release(group: Any, folder: Path, ledger: Ledger, seed: int | None = None) -> Release:
-    def manifest(plan: ReleasePlan) -> dict[str, Any]:
+    def manifest(plan: SlicesPlan) -> dict[str, Any]:
         privacy = account([plan.event], "replace_one", 1e-5).to_dict()
         return {"release_id": plan.release_id, "publishable": seed is None, "privacy": privacy}
 
     return release_once(
-        group, make_plan, folder, ledger=ledger, account="d", run_id="t", noise_seed=seed, manifest=manifest
+        Release,
+        group,
+        make_plan,
+        folder,
+        ledger=ledger,
+        account="d",
+        run_id="t",
+        noise_seed=seed,
+        manifest=manifest,
     )
 
 
@@ -111,10 +126,13 @@ def test_a_masking_key_masks_once_and_knows_its_round() -> None:
 def test_shards_refuse_to_contribute_out_of_turn(tmp_path: Path) -> None:
     shard = shards(store(tmp_path / "private"))
     with pytest.raises(UserError):
-        shard.call("contribute", (make_plan(), 0, [b"", b""], None))
-    shard.call("announce")
+        shard.call("contribute", (0, {0: "", 1: ""}, [b"", b""]))
+    shard.call("prepare", (make_plan(),))
+    given = shard.call("answer", (make_plan(), 0, {}, [(0,), (1,)]))
     with pytest.raises(UserError):
-        shard.call("contribute", (make_plan(), 0, [], None))
+        shard.call("contribute", (0, {}, []))
+    with pytest.raises(UserError):  # once
+        shard.call("contribute", (0, {**given[0][1], **given[1][1]}, [public for public, _ in given]))
 
 
 def test_sums_do_not_depend_on_the_sharding_or_the_order() -> None:
@@ -252,7 +270,9 @@ def test_changed_latents_get_no_second_use_of_a_key(tmp_path: Path, ledger: Ledg
     x[0] = -x[0]
     column = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), DIM)
     write_arrow(chunk, pa.table({"latent": column, "label": labels}), mode=0o600)
-    made = release(group, tmp_path / "release", ledger)
+    with pytest.raises(PrivateSideError, match="a message is not the one that was answered before"):
+        release(group, tmp_path / "release", ledger)  # by workers who looked at the latents before
+    made = release(shards(folder), tmp_path / "release", ledger)
     assert ledger.total("d").charges == 2
     # With the noise used twice the difference would be the two records' exact rows: a few cells, the rest zero.
     assert np.mean(made.counts == seen[0]) < 0.01
@@ -319,7 +339,7 @@ t.release(t.shards(root / "private"), root / "release", Ledger(root / "ledger.sq
     [
         ("dpsw_ray.privacy.ledger", "Ledger.charge"),
         ("dpsw_ray.private.keys", "KeyStore.create"),
-        ("dpsw_ray.release.release", "Release.save"),
+        ("dpsw_ray.tables.release", "Release.save"),
         ("dpsw_ray.private.keys", "KeyStore.destroy"),
     ],
 )
@@ -349,6 +369,26 @@ def test_a_release_cannot_be_changed(tmp_path: Path, ledger: Ledger) -> None:
         made.manifest["epsilon"] = 0  # type: ignore[index]
 
 
+def test_every_changed_bit_of_a_release_is_seen(tmp_path: Path, ledger: Ledger) -> None:
+    folder = tmp_path / "release"
+    made = release(shards(store(tmp_path / "private")), folder, ledger)
+    rng = np.random.default_rng(0)
+    for name in ("table.arrow", "manifest.json"):
+        path = folder / name
+        whole = path.read_bytes()
+        for place in rng.choice(8 * len(whole), 125, replace=False):
+            flip(path, int(place))
+            try:
+                again = Release.load(folder)
+            except UserError as refused:
+                assert "damaged" in str(refused) and "\n" not in str(refused)
+            else:  # a space, or the name of the digest itself
+                assert name == "manifest.json"
+                assert again.manifest == made.manifest or "sha256" not in path.read_text()
+                assert again.counts.tobytes() == made.counts.tobytes()
+            path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other version", "no json"])
 def test_a_damaged_release_is_a_sentence(damage: str, tmp_path: Path, ledger: Ledger) -> None:
     folder = tmp_path / "release"
@@ -360,7 +400,34 @@ def test_a_damaged_release_is_a_sentence(damage: str, tmp_path: Path, ledger: Le
     elif damage == "no json":
         (folder / "manifest.json").write_text("{")
     else:
-        stored = json.loads((folder / "manifest.json").read_text()) | {"format": "dpsw_ray release 99"}
-        (folder / "manifest.json").write_text(json.dumps(stored))
+        stored = read_manifest(folder / "manifest.json") | {"format": "dpsw_ray release 99"}
+        write_manifest(folder / "manifest.json", stored)
     with pytest.raises(UserError, match="release"):
         Release.load(folder)
+
+
+def test_no_key_draws_by_two_samplers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The difference of two samplers' noise under one key would tell both noises: an old secret is not found."""
+    import dpsw_ray.tables.plan as plans
+    from dpsw_ray.privacy import noise
+
+    key = NoiseKey.from_seed(1)
+    before, digest = noise.lattice_gaussian(key, 1e6, 0, 1000), make_plan("r").digest()
+    monkeypatch.setattr(noise, "SAMPLER", 1)
+    monkeypatch.setattr(plans, "SAMPLER", 1)
+    other = noise.lattice_gaussian(key, 1e6, 0, 1000)
+    assert make_plan("r").digest() != digest
+    assert abs(np.corrcoef(before, other)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_shard_with_a_gpu_sums_to_the_bits_of_the_cpu(
+    classes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(classes=classes)
+    batches = [latents(200), latents(90, seed=1)]
+    batches[1][1][::5] = NULL
+    expected = bound(batches, plan)
+    request.getfixturevalue("fake_cuda")
+    monkeypatch.setattr("dpsw_ray.methods.dpswflow_h.mechanism.add_histograms", None)  # the CPU's kernel
+    assert np.array_equal(bound(batches, plan), expected)

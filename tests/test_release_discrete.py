@@ -35,17 +35,19 @@ from test_release import (
     test_changed_latents_get_no_second_use_of_a_key,  # noqa: F401
 )
 
-from dpsw_ray.errors import PrivateSideError, UserError
+from dpsw_ray.base.errors import PrivateSideError, UserError
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.privacy.accountants import compose_mu
 from dpsw_ray.privacy.discrete import NoiseTable
 from dpsw_ray.privacy.events import NoiseKind
 from dpsw_ray.privacy.filters import Filter
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.privacy.noise import NoiseKey
+from dpsw_ray.privacy.noise import NoiseKey, low_bits
 from dpsw_ray.private.keys import KeyStore
-from dpsw_ray.private.mechanism import bound, noise
-from dpsw_ray.release import Release, ReleasePlan
-from dpsw_ray.release.plan import HistogramPlan
 from dpsw_ray.slicing.grid import BinGrid
+from dpsw_ray.tables.plan import SlicesPlan, changed_cells
+from dpsw_ray.tables.release import Release
 
 # ruff: noqa: F811 (the fixture)
 
@@ -58,7 +60,7 @@ def plan(
     kind: NoiseKind = "discrete_gaussian",
     frames: int = 3,
     bins: int = 16,
-) -> ReleasePlan:
+) -> SlicesPlan:
     """`test_release.make_plan`, with discrete noise unless told otherwise."""
     return HistogramPlan.make(
         release_id=release_id, dim=test_release.DIM, frames=frames, grid=BinGrid(bins, 0.5), classes=classes,
@@ -78,7 +80,7 @@ def test_what_a_release_adds_to_the_exact_sum_is_noise_of_the_charged_scale(
 ) -> None:
     """Through the whole protocol: fails if noise is halved, added by every shard, or reused by another release."""
 
-    def wide(release_id: str) -> ReleasePlan:
+    def wide(release_id: str) -> SlicesPlan:
         return plan(release_id, kind=kind, frames=8, bins=128)
 
     monkeypatch.setattr(test_release, "make_plan", wide)
@@ -153,7 +155,7 @@ def test_a_refused_charge_leaves_no_table(kind: Filter, sentence: str, tmp_path:
 
 
 def test_a_secret_of_the_other_kind_makes_no_noise() -> None:
-    table = NoiseTable.draw(1.0, math.prod(plan().cells))
+    table = NoiseTable.draw((1.0, math.prod(plan().cells)))
     for secret, other in ((NoiseKey.generate(), plan()), (table, plan(kind="gaussian"))):
         with pytest.raises(ValueError, match="not one of"):
             noise(secret, other)
@@ -213,7 +215,7 @@ t.release(t.shards(root / "private"), root / "release", Ledger(root / "ledger.sq
     [
         ("dpsw_ray.private.keys", "KeyStore.create", True),
         ("dpsw_ray.privacy.ledger", "Ledger.charge", True),
-        ("dpsw_ray.release.release", "Release.save", False),
+        ("dpsw_ray.tables.release", "Release.save", False),
         ("dpsw_ray.private.keys", "KeyStore.destroy", False),
     ],
 )
@@ -239,3 +241,17 @@ def test_a_killed_release_never_makes_two_tables_for_one_charge(
         assert np.array_equal((made.counts[0] - bound([latents(500)], plan())).ravel(), drawn)
     assert ledger.total("d").charges == 1
     assert not list((private / "keys").iterdir())
+
+
+def test_noise_whose_low_bits_would_tell_of_a_record_is_refused_and_exact_noise_is_the_way_out() -> None:
+    with pytest.raises(
+        UserError, match=r"low bits.*fewer release.frames, or privacy.noise discrete_gaussian\.$"
+    ):
+        plan(epsilon=1e-4, frames=500, kind="gaussian")
+    assert plan(epsilon=1e-4, frames=500).noise == "discrete_gaussian"
+    for epsilon in (0.01, 1.0, 100.0):
+        accepted = plan(epsilon=epsilon, frames=500, kind="gaussian")
+        mu = compose_mu([accepted.event], "replace_one")
+        assert mu is not None
+        changed = changed_cells(accepted.directions.shape[1], accepted.grid)
+        assert low_bits(accepted.noise_std, changed) <= 0.01 * mu

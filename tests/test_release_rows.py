@@ -12,21 +12,24 @@ import pytest
 from support import small
 from test_release import DIM, latents, ledger, shards, store  # noqa: F401
 
-from dpsw_ray.config import load_config
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_arrays
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.methods.dpswflow.mechanism import batch_of_rows, noisy_histograms
+from dpsw_ray.methods.dpswflow.plan import RowPlan, row_grid
+from dpsw_ray.methods.dpswflow_r.mechanism import noise as sampled_noise
+from dpsw_ray.methods.dpswflow_r.mechanism import sampled_sums
+from dpsw_ray.methods.dpswflow_r.plan import SampledHistogramPlan
+from dpsw_ray.methods.registry import load_config
+from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import SequentialEvent, SlicedGaussianEvent
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.noise import NoiseKey, poisson_sample
-from dpsw_ray.private.protocol import release_once
-from dpsw_ray.private.rows import batch_of_rows, noisy_histograms
-from dpsw_ray.private.sampled import sampled_noise, sampled_sums
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release, RowPlan, SampledHistogramPlan
-from dpsw_ray.release.rows import row_grid
-from dpsw_ray.run import run
+from dpsw_ray.release.exchange import release_once
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.grid import SCALE, BinGrid
+from dpsw_ray.tables.release import Release
 
 # ruff: noqa: F811 (the fixture)
 
@@ -55,6 +58,7 @@ def made(plan: Any, folder: Path, book: Ledger, group: Any, seed: int | None = 5
         return {"release_id": plan.release_id, "publishable": False, "privacy": privacy.to_dict()}
 
     return release_once(
+        Release,
         group, lambda release_id: dataclasses.replace(plan, release_id=release_id), folder, ledger=book,
         account="d" if isinstance(plan, RowPlan) else "z", run_id="t", noise_seed=seed, manifest=manifest,
     )  # fmt: skip
@@ -204,24 +208,24 @@ def test_a_long_release_goes_on_in_the_middle_without_a_second_charge(tmp_path: 
     plan = rows(epochs=4, batches=2)
     with pytest.raises(KeyboardInterrupt):
         made(plan, tmp_path / "a", book, Dying(shards(private), 2), seed=None)
-    parts = sorted(tmp_path.glob("a/part-*"))
+    parts = sorted(tmp_path.glob("a/reply-*"))
     assert len(parts) == 2
-    begun = [np.load(part) for part in parts]
+    begun = [read_arrays(part)["reply"] for part in parts]
     finished = made(plan, tmp_path / "a", book, shards(private), seed=None)
     assert book.total("d").charges == 1
     assert np.array_equal(finished.counts[:4], np.concatenate(begun))
-    assert not list(tmp_path.glob("a/part-*")) and not list((private / "keys").iterdir())
+    assert not list(tmp_path.glob("a/reply-*")) and not list((private / "keys").iterdir())
 
 
 def test_parts_left_by_a_kill_after_the_release_go_with_its_commit(tmp_path: Path, book: Ledger) -> None:
     private, plan = store(tmp_path / "private"), rows(epochs=3)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dpsw_ray.private.protocol._commit", _interrupt)
+        patch.setattr("dpsw_ray.release.exchange._commit", _interrupt)
         made(plan, tmp_path / "a", book, shards(private), seed=None)
-    assert len(list(tmp_path.glob("a/part-*"))) == 3 and (tmp_path / "a" / "manifest.json").exists()
+    assert len(list(tmp_path.glob("a/reply-*"))) == 3 and (tmp_path / "a" / "manifest.json").exists()
     made(plan, tmp_path / "a", book, shards(private), seed=None)
     assert book.total("d").charges == 1
-    assert not list(tmp_path.glob("a/part-*")) and not (tmp_path / "a" / "pending.json").exists()
+    assert not list(tmp_path.glob("a/reply-*")) and not (tmp_path / "a" / "pending.json").exists()
 
 
 def _interrupt(*args: object) -> None:

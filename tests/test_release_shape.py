@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dpsw_ray.release.quantiles import _least_risk, smoothing_matrix
-from dpsw_ray.release.shape import _posterior, _quadratic, _sizes, references, references_of
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
+from dpsw_ray.tables.quantiles import _least_risk, smoothing_matrix
+from dpsw_ray.tables.shape import _posterior, _quadratic, _sizes, references, references_of
 
 GRID = BinGrid(32, 1.0)
 DIM = 5

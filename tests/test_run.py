@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 from support import small
 
+from dpsw_ray.base.files import read_arrow
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.data import open_dataset
-from dpsw_ray.files import read_arrow
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release
-from dpsw_ray.run import RunResult, generate, run
+from dpsw_ray.encoders import load_encoder
+from dpsw_ray.pipeline.run import RunResult, generate, run
+from dpsw_ray.pipeline.samples import read_samples
+from dpsw_ray.tables.release import Release
 
 QUIET = Progress(quiet=True)
 
@@ -194,19 +198,33 @@ def test_a_table_with_labels_goes_through(tmp_path: Path) -> None:
     x = rng.standard_normal(n) + 3 * (label == "a")
     y = 0.5 * x + rng.standard_normal(n)
     x[:5] = np.nan  # some of them are private: no error
-    pq.write_table(pa.table({"x": x, "y": y, "kind": label}), tmp_path / "table.parquet")
+    pq.write_table(pa.table({"label": x, "label_": y, "income": label}), tmp_path / "table.parquet")
     config = small(
-        "data.source=table", f"data.path={tmp_path / 'table.parquet'}", "data.label=kind", "encoder.kind=identity",
+        "data.source=table", f"data.path={tmp_path / 'table.parquet'}", "data.label=income", "encoder.kind=identity",
         "privacy.delta=1e-5", "flow.steps=40", "flow.particles=500", "release.frames=8", "release.bins=32",
         "cluster.executor=local",
         f"paths.home={tmp_path / 'home'}",
     )  # fmt: skip
     result = run(config, tmp_path / "run", QUIET)
     made = pq.read_table(result.folder / "samples.parquet")
-    assert made.column_names == ["x", "y", "label"]
-    values, kinds = made.column("x").to_numpy(), np.array(made.column("label").to_pylist())
+    assert made.column_names == ["label", "label_", "income"]  # as the source calls them
+    values, kinds = made.column("label").to_numpy(), np.array(made.column("income").to_pylist())
     assert values[kinds == "a"].mean() - values[kinds == "b"].mean() == pytest.approx(3, abs=0.6)
-    assert np.corrcoef(values, made.column("y").to_numpy())[0, 1] == pytest.approx(0.64, abs=0.2)
+    assert np.corrcoef(values, made.column("label_").to_numpy())[0, 1] == pytest.approx(0.64, abs=0.2)
+    for suffix, read in (
+        (".csv", pa.csv.read_csv), (".pq", pq.read_table), (".arrow", read_arrow), (".Feather", feather.read_table),
+    ):  # fmt: skip
+        generate(result.folder, tmp_path / f"more{suffix}", 500, progress=QUIET)
+        more = read(tmp_path / f"more{suffix}")
+        assert more.column_names == made.column_names
+        assert more.column("income").to_pylist() == made.column("income").to_pylist()
+        assert np.array_equal(more.column("label_").to_numpy(), made.column("label_").to_numpy())
+    encoder, release = load_encoder(result.folder / "encoder"), Release.load(result.folder / "release")
+    read_back = read_samples(
+        result.folder / "samples.parquet", encoder.schema, release.manifest["classes"], "income"
+    )
+    assert np.array_equal(read_back[0][:, 0], values)
+    assert [release.manifest["classes"][number] for number in read_back[1]] == list(kinds)
 
 
 def test_fashion_mnist_runs_on_two_actors(ray_session: None, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dpsw_ray.release import Release
-from dpsw_ray.release.quantiles import denoise
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
+from dpsw_ray.tables.quantiles import denoise
+from dpsw_ray.tables.release import Release
 
 GRID = BinGrid(32, 1.0)
 DIRECTIONS = haar_frames(8, 8, seed=0)

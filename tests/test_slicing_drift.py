@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.slicing import drift_torch
 from dpsw_ray.slicing.directions import haar_frames, round_to_lattice
 from dpsw_ray.slicing.drift import COST_UNIT, DRIFT_UNIT, Slices, drift_reference
@@ -14,8 +14,6 @@ from dpsw_ray.slicing.drift_numba import NumbaBlock, drift_numba, map_histograms
 from dpsw_ray.slicing.drift_torch import TorchBlock, TorchDrift
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def points(n: int, dim: int, seed: int = 0) -> NDArray[np.float64]:
@@ -72,20 +70,31 @@ def test_kernels_agree_with_each_other_and_with_the_definition(
     assert np.abs(cost * COST_UNIT - squared).max() < tolerance
 
 
-@needs_cuda
 @pytest.mark.parametrize("sizes", CASES)
-def test_cuda_agrees_with_the_cpu(sizes: tuple[int, int, int, int, float]) -> None:
+def test_cuda_agrees_with_the_cpu(sizes: tuple[int, int, int, int, float], cuda: str) -> None:
     x, offsets, slices = case(*sizes, OFFSETS[1])
     total, cost = drift_numba(x, offsets, slices)
-    cuda_total, cuda_cost = TorchDrift(slices, "cuda")(x, offsets)
+    cuda_total, cuda_cost = TorchDrift(slices, cuda)(x, offsets)
     assert np.abs(cuda_total - total).max() * DRIFT_UNIT < 1e-6
     assert np.abs(cuda_cost - cost).max() * COST_UNIT < 1e-6
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("sizes", CASES)
 def test_blocks_of_particles_count_alike_and_move_alike(
+    sizes: tuple[int, int, int, int, float], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_blocks(sizes, "cpu", threads, monkeypatch)
+
+
+@pytest.mark.parametrize("sizes", CASES)
+def test_blocks_on_cuda_count_alike_and_move_alike(
+    sizes: tuple[int, int, int, int, float], cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_blocks(sizes, cuda, 1, monkeypatch)
+
+
+def check_blocks(
     sizes: tuple[int, int, int, int, float], device: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Histograms of blocks add up to those of all particles, and what they say moves each as it would move there."""
@@ -203,3 +212,19 @@ def test_an_empty_stretch_of_the_target_is_jumped() -> None:
     assert settled[np.abs(x[:, 0]) > grid.width].all()
     assert np.isfinite(moved).all()
     assert np.abs(moved).max() < 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, 1.5])
+def test_what_lies_outside_the_ball_never_reaches_a_kernel(value: float) -> None:
+    """A cell is looked up without any check: such a particle would be counted outside the histogram's memory."""
+    x, offsets, slices = case(*CASES[0], OFFSETS[0])
+    x[17, 3] = value
+    block = NumbaBlock(points(len(x), x.shape[1]), offsets)
+    for enter in (
+        lambda: drift_numba(x, offsets, slices),
+        lambda: block.put(0, x),
+        lambda: TorchDrift(slices, "cpu")(x, offsets),
+        lambda: TorchBlock(x, offsets, "cpu"),
+    ):
+        with pytest.raises(UserError, match="outside the unit ball"):
+            enter()

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from dpsw_ray.slicing import histogram_torch
@@ -80,15 +79,22 @@ def test_every_record_adds_the_same_mass_and_null_records_none() -> None:
     assert not histogram(latents, np.full_like(labels, -1), directions).any()
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))],
-)
-@pytest.mark.parametrize("smoothing", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("dim", [3, 8, 48])
-def test_torch_gives_the_same_bits(
-    device: str, smoothing: float, dim: int, monkeypatch: pytest.MonkeyPatch
+EVERY_GRID = [(smoothing, dim) for smoothing in (0.0, 1.0, 2.5) for dim in (3, 8, 48)]
+
+
+@pytest.mark.parametrize(("smoothing", "dim"), EVERY_GRID)
+def test_torch_gives_the_same_bits(smoothing: float, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_bits("cpu", smoothing, dim, monkeypatch)
+
+
+@pytest.mark.parametrize(("smoothing", "dim"), EVERY_GRID)
+def test_cuda_gives_the_same_bits(
+    cuda: str, smoothing: float, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_bits(cuda, smoothing, dim, monkeypatch)
+
+
+def check_bits(device: str, smoothing: float, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histogram_torch, "_PAIRS", 10_000)  # several batches in one call
     grid, directions = BinGrid(32, smoothing), haar_frames(3, dim, seed=0)
     latents, labels = records(dim=dim)

@@ -3,15 +3,16 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpsw_ray.config import TrackingConfig
-from dpsw_ray.errors import UserError
-from dpsw_ray.tracking import Tracker, open_tracker
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import TrackingConfig
+from dpsw_ray.pipeline.tracking import Tracker, check_tracking, open_tracker
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def test_a_store_that_fails_midway_costs_one_warning(
         monkeypatch.setattr(tracker._client, "log_batch", fail)
         tracker.metrics({"a": 1.0})
         tracker.metrics({"b": 1.0})
-    assert [record.message for record in caplog.records if record.name == "dpsw_ray.tracking"] == [
+        client = tracker._failed
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert [record.message for record in caplog.records if record.name == "dpsw_ray.pipeline.tracking"] == [
         "MLflow stopped recording (gone); the run goes on, its folder is complete."
     ]
 
@@ -135,3 +138,73 @@ def test_a_file_that_is_no_mlflow_store_is_refused_and_kept(tmp_path: Path) -> N
         with pytest.raises(UserError, match=r"tracking\.uri"):
             open_tracker(TrackingConfig(uri=f"sqlite:///{path}"), tmp_path, "run")
         assert path != broken or path.read_bytes() == before
+
+
+def test_keys_that_look_alike_to_mlflow_stay_apart(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = [
+        "a[",
+        "a]",
+        "a?",
+        "a_",
+        "../x",
+        "..",
+        ".",
+        "/x",
+        "x//y",
+        "x/",
+        "",
+        "ü",
+        "\n",
+        "long" * 90,
+        "long" * 91,
+    ]
+    keys = [f"W1 of {name}" for name in columns] + columns
+    tracker.params({"data": {"bounds": {name: [i, i + 1] for i, name in enumerate(columns)}}})
+    tracker.metrics({key: float(i) for i, key in enumerate(keys)})
+    tracker.tags({key: str(i) for i, key in enumerate(keys)})
+    tracker.metrics({"a[": 70.0, "a]": 71.0})  # the names are the same each time
+    data = stored(tracker).data
+    assert not caplog.records and tracker.enabled
+    assert len(data.params) == len(columns)
+    assert sorted(data.params.values()) == sorted(str([i, i + 1]) for i in range(len(columns)))
+    expected = [float(i) for i in range(len(keys))]
+    expected[keys.index("a[")], expected[keys.index("a]")] = 70.0, 71.0
+    assert sorted(data.metrics.values()) == sorted(expected)
+    assert {str(i) for i in range(len(keys))} <= set(data.tags.values())
+
+
+def test_the_names_do_not_depend_on_the_order_of_the_keys() -> None:
+    names = [
+        dict(Tracker()._named("param", {key: key for key in keys})) for keys in (("a[", "a]"), ("a]", "a["))
+    ]
+    assert names[0] == names[1] and set(names[0].values()) == {"a[", "a]"}
+
+
+def test_any_folder_may_hold_the_data_base(tmp_path: Path) -> None:
+    root = tmp_path / "what?mode=ro & 100%20 #1: ü"
+    with open_tracker(TrackingConfig(), root, "run") as tracker:
+        tracker.metrics({"a": 1.0})
+        tracker.figure("b", b"png")
+        assert tracker.enabled
+    assert {path.name for path in root.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert [path.name for path in (root / "mlartifacts").rglob("*.png")] == ["b.png"]
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+    assert stored(tracker).data.metrics == {"a": 1.0} and stored(tracker).info.status == "FINISHED"
+
+
+def test_a_full_folder_for_temporary_files_costs_a_warning(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    tracker.figure("a", b"png")
+    assert len(caplog.records) == 1 and not tracker.enabled
+
+
+def test_a_look_at_the_store_makes_nothing(tmp_path: Path) -> None:
+    check_tracking(TrackingConfig(), tmp_path / "deep" / "runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mlflow.db").write_bytes(b"not a data base" * 100)
+    with pytest.raises(UserError, match=r"tracking\.uri: MLflow cannot use "):
+        check_tracking(TrackingConfig(), tmp_path)

@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.private.latents import bounded
-from dpsw_ray.release import HistogramPlan, Release
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
-from tune.scores import HeldOut, withhold
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.scores import HeldOut, withhold
 
 CLASSES, DIM = 2, 4
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support import SMALL
+from support import SMALL, kept
 
-from dpsw_ray.errors import UserError
-from tune.config import load_sweep
-from tune.frontier import plan_frontier
-from tune.plan import SweepPlan, plan_sweep
-from tune.space import parse_space
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.tune.config import load_sweep
+from dpsw_ray.tune.frontier import plan_frontier
+from dpsw_ray.tune.plan import SweepPlan, plan_sweep
+from dpsw_ray.tune.space import parse_space
 
 
 def planned(tmp_path: Path, **sections: Any) -> SweepPlan:
@@ -24,10 +24,14 @@ def planned(tmp_path: Path, **sections: Any) -> SweepPlan:
     values: dict[str, Any] = {
         "name": "small",
         "base": "digits",
-        "set": {key: yaml.safe_load(value) for key, value in base.items()},
+        "set": {},
         "space": {"flow.step_size": {"uniform": [1.0, 6.0]}},
     }
-    values["set"] |= sections.pop("set", {})
+    own = sections.pop("set", {})
+    named = sections.get("base", {}) if isinstance(sections.get("base"), dict) else {}
+    method = own.get("method", named.get("method", "dpswflow-h"))
+    quick = kept([f"{key}={value}" for key, value in base.items()], [f"method={method}"])
+    values["set"] = {key: yaml.safe_load(base[key]) for key in (k.partition("=")[0] for k in quick)} | own
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(values | sections, sort_keys=False))
     return plan_sweep(*load_sweep(path, []))
@@ -185,7 +189,26 @@ FRAMES = {"release.frames": {"choice": [2, 3]}}
                        "flow.steps": {"choice": [3, 4], "when": {"flow.schedule": []}}}},
             "must name at least one value",
         ),
-        ({"epsilons": [1, 1]}, "epsilons must be different positive numbers"),
+        ({"epsilons": []}, "epsilons must have at least 1 values, found 0"),
+        ({"epsilons": ["1e400"]}, "epsilons.0 must be a number, found '1e400'"),
+        ({"set": {"privacy.epsilon": "1:30"}}, "privacy.epsilon must be a number, found '1:30'"),
+        ({"set": {"privacy.epsilon.x": 1}}, "sweep.yaml: set.privacy.epsilon.x: privacy.epsilon is a single value"),
+        ({"space": {"flow.step_size": {"uniform": ["1_0", 9]}}}, "must be [lowest, highest], found ['1_0', 9]"),
+        ({"space": {"flow.step_size": {"uniform": [1, "1e400"]}}}, "must be [lowest, highest], found [1, '1e400']"),
+        ({"space": {"flow.step_size": {"choice": [1, 1e300]}}}, "flow.step_size must be at most 1e+06, found 1e+300"),
+        ({"space": {"flow.particles": {"choice": [50, 10**10]}}}, "flow.particles 10,000,000,000 would take at least"),
+        (
+            {"space": {f"flow.{key}": {"grid": list(range(1, 201))}
+                       for key in ("steps", "patience", "subset", "particles", "denoising")},
+             "search": {"kind": "grid"}},
+            "space: a grid of 320,000,000,000 points, conditions aside, is more than 10,000",
+        ),
+        ({"search": {"trials": 10**9}}, "search.trials must be at most 10000, found 1000000000"),
+        ({"search": {"seed": 2**63}}, "search.seed must be at most 4294967295"),
+        ({"trials": {"actors": 10**9}}, "trials.actors must be at most 10000"),
+        ({"scheduler": {"every": 10**300}}, "scheduler.every must be"),
+        ({"name": ".."}, "name must consist of letters"),
+        ({"epsilons": [1, 1]}, "epsilons must be different numbers, found [1.0, 1.0]"),
         ({"base": "nowhere"}, "nowhere does not exist"),
     ],
 )  # fmt: skip
@@ -224,3 +247,39 @@ def test_close_epsilons_of_a_frontier_have_names_of_their_own(tmp_path: Path) ->
     sweep, where = load_sweep(tmp_path / "sweep.yaml", ["epsilons=[1, 1.0000001]"])
     names = {plan.sweep.name for plan in plan_frontier(sweep, where).values()}
     assert names == {"small-1", "small-1.0000001"}
+
+
+def test_what_is_given_on_the_command_line_is_blamed_on_it(tmp_path: Path) -> None:
+    planned(tmp_path)
+    path = tmp_path / "sweep.yaml"
+    for override, words in (
+        ("search.trials=0", "--set search.trials must be at least 1, found 0."),
+        (
+            "set.flow.steps={{ x }}",
+            "--set set.flow.steps: the value '{{ x }}' is not valid YAML (a key must be text",
+        ),
+        ("set.", "--set takes key=value"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_sweep(path, [override])
+        assert str(caught.value).startswith(words)
+
+
+def test_the_shipped_sweeps_are_the_ones_that_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_sweep("nosuch.yaml", [])
+    assert str(caught.value) == (
+        "Config file nosuch.yaml does not exist; the shipped ones are: digits, fashion_mnist, fresh, frontier."
+    )
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_sweep("digits", [])[0].name == "tune_digits"
+
+
+def test_numbers_of_a_space_are_written_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("base: digits\nspace: {flow.diffusion: {loguniform: [1e-6, 1e-3]}}\n")
+    plan = plan_sweep(*load_sweep(path, []))
+    assert plan.space.distributions[0].values == (1e-6, 1e-3)

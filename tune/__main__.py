@@ -1,6 +1,6 @@
-"""`python -m tune`: the same as `dpsw-tune`."""
+"""`python -m tune`: the same as `dpsw tune`."""
 
-from tune.cli import main
+from dpsw_ray.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("tune")

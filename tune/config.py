@@ -9,10 +9,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.config_fields import Number, Real, Section, Text, Whole
-from dpsw_ray.config_file import explain_mistakes, make_config, put_value, read_values
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
+from dpsw_ray.config.fields import Epsilon, Real, Section, Seed, Text, Whole
+from dpsw_ray.config.file import explain_mistakes, parse_override, put_value, read_values
+from dpsw_ray.config.run import LONGEST_NAME, NAME, RunConfig
+from dpsw_ray.methods.registry import RUNS
+from dpsw_ray.pipeline.memory import check_memory
+from dpsw_ray.tune.space import MOST_POINTS
 
 __all__ = [
     "Base",
@@ -30,9 +33,9 @@ class SearchConfig(Section):
 
     kind: Literal["random", "grid", "optuna"] = "random"
     trials: Whole = Field(
-        32, ge=1, le=100_000, description="random, optuna: how many; a grid has as many as it has"
+        32, ge=1, le=MOST_POINTS, description="random, optuna: how many; a grid has as many as it has"
     )
-    seed: Whole = Field(0, ge=0, description="public: of the search")
+    seed: Seed = Field(0, description="public: of the search")
     base: bool = Field(True, description="the base run is one of the trials, the first")
 
 
@@ -40,9 +43,11 @@ class SchedulerConfig(Section):
     """Which trials are stopped before their flow has ended."""
 
     kind: Literal["fifo", "asha", "median"] = "fifo"
-    every: Whole = Field(20, ge=1, description="flow steps between two looks at the score")
-    grace: Whole = Field(20, ge=1, description="flow steps that every trial gets")
-    reduction: Real = Field(3.0, gt=1.0, description="asha: the best one in so many goes on at each rung")
+    every: Whole = Field(20, ge=1, le=10**7, description="flow steps between two looks at the score")
+    grace: Whole = Field(20, ge=1, le=10**7, description="flow steps that every trial gets")
+    reduction: Real = Field(
+        3.0, gt=1.0, le=1e6, description="asha: the best one in so many goes on at each rung"
+    )
 
 
 class SelectionConfig(Section):
@@ -75,16 +80,20 @@ class SelectionConfig(Section):
 class TrialsConfig(Section):
     """What a trial gets to work with."""
 
-    at_once: Whole | None = Field(None, ge=1, description="default: as many as the cluster has room for")
-    actors: Whole = Field(1, ge=1, description="workers of each trial; one works in the trial's own process")
-    cpus: Real = Field(1.0, gt=0.0, description="of each worker")
-    gpus: Real = Field(0.0, ge=0.0, description="of each worker; a fraction shares a GPU")
+    at_once: Whole | None = Field(
+        None, ge=1, le=10_000, description="default: as many as the cluster has room for"
+    )
+    actors: Whole = Field(
+        1, ge=1, le=10_000, description="workers of each trial; one works in the trial's own process"
+    )
+    cpus: Real = Field(1.0, gt=0.0, le=4096.0, description="of each worker")
+    gpus: Real = Field(0.0, ge=0.0, le=1024.0, description="of each worker; a fraction shares a GPU")
 
 
 class SweepConfig(Section):
     """One sweep, whole."""
 
-    name: Text = Field("tune", pattern=r"^[._-]*[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Text = Field("tune", pattern=NAME, max_length=LONGEST_NAME)
     base: str | dict[str, Any] = Field(
         "digits", description="a run's YAML file, the name of a shipped one, or the run"
     )
@@ -94,8 +103,8 @@ class SweepConfig(Section):
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     trials: TrialsConfig = Field(default_factory=TrialsConfig)
-    epsilons: list[Number] | None = Field(
-        None, min_length=1, description="one sweep for each: quality against epsilon"
+    epsilons: list[Epsilon] | None = Field(
+        None, min_length=1, max_length=1000, description="one sweep for each: quality against epsilon"
     )
 
     @field_validator("base", mode="before")
@@ -110,8 +119,8 @@ class SweepConfig(Section):
     @field_validator("epsilons")
     @classmethod
     def _different(cls, epsilons: list[float] | None) -> list[float] | None:
-        if epsilons is not None and (len(set(epsilons)) < len(epsilons) or not all(e > 0 for e in epsilons)):
-            raise ValueError("must be different positive numbers")
+        if epsilons is not None and len(set(epsilons)) < len(epsilons):
+            raise ValueError(f"must be different numbers, found {shown(epsilons)}")
         return epsilons and sorted(epsilons)
 
     def to_yaml(self) -> str:
@@ -120,7 +129,7 @@ class SweepConfig(Section):
 
 
 class Base:
-    """The run that all trials go back to.
+    """The run that all trials go back to: a trial keeps those of its keys that the trial's method has.
 
     Attributes:
         config: of the run.
@@ -142,13 +151,17 @@ class Base:
             values, source, _ = read_values(Path(sweep.base))
         else:
             values, source = _copied(sweep.base), f"{where}: base"
-        for key, value in _flat(sweep.set):
-            put_value(values, key, value)
+        own, overrides = RUNS.method(values), dict(_flat(sweep.set))
+        for key, value in overrides.items():
+            put_value(values, key, value, f"{where}: set.{key}")
         if epsilon is not None:
-            put_value(values, "privacy.epsilon", epsilon)
+            put_value(values, "privacy.epsilon", epsilon, where)
         self._values = values
+        swept = {RUNS.method(values), *_swept_methods(sweep)}
+        self._methods = (own, *swept)
+        idle = [key for key in overrides if not swept & set(RUNS.owners(key))]
         try:
-            self.config = make_config(RunConfig, _copied(values), source, [])
+            self.config = RUNS.make(_copied(values), source, base=self._methods, chosen=idle)
         except UserError as error:
             within = f" with `set` of {where}" if sweep.set else ""
             raise UserError(f"The base run{within}: {error}") from None
@@ -161,14 +174,16 @@ class Base:
         """
         values = _copied(self._values)
         for key, value in point.items():
-            put_value(values, key, value)
+            put_value(values, key, value, f"{self._where}: space.{key}")
         try:
-            return make_config(RunConfig, values, "", [])
+            config = RUNS.make(values, "", base=self._methods, chosen=point)
+            check_memory(config)
         except UserError as error:
-            keys = ", ".join(f"{key}: {value}" for key, value in point.items())
+            keys = ", ".join(f"{key}: {shown(value)}" for key, value in point.items())
             raise UserError(
-                f"{self._where}: the space holds {{{keys}}}, which is no valid run{error}"
+                f"{self._where}: the space holds {{{keys}}}, which is no valid run: {str(error).removeprefix(': ')}"
             ) from None
+        return config
 
 
 def load_sweep(path: str | Path, overrides: list[str]) -> tuple[SweepConfig, str]:
@@ -181,28 +196,27 @@ def load_sweep(path: str | Path, overrides: list[str]) -> tuple[SweepConfig, str
         UserError: one sentence per wrong key.
     """
     ours = [override for override in overrides if not override.startswith("set.")]
-    values, where, overridden = read_values(path, ours)
+    values, where, overridden = read_values(path, ours, "tune")
     for override in (override for override in overrides if override.startswith("set.")):
-        key, sep, raw = override.removeprefix("set.").partition("=")
-        if not sep or not key.strip():
-            raise UserError(f"--set takes key=value, such as set.privacy.epsilon=1, found {override!r}.")
+        key, value = parse_override(override)
         if values.get("set") is None:
             values["set"] = {}
         base = values["set"]
         if not isinstance(base, dict):
-            raise UserError(f"{where}: set must be a section with keys of its own.")
-        try:
-            base[key.strip()] = yaml.safe_load(raw)
-        except (yaml.YAMLError, ValueError):
-            raise UserError(
-                f"--set set.{key.strip()}: the value {raw!r} is not valid YAML; put text in quotes."
-            ) from None
+            raise UserError(f"{where}: set must be a section with keys of its own, found {shown(base)}.")
+        base[key.removeprefix("set.")] = value
+        overridden.append(key)
     for key in [key for key, value in values.items() if value is None]:
         del values[key]
     try:
         return SweepConfig.model_validate(values), where
     except ValidationError as error:
         raise UserError(explain_mistakes(error, where, overridden, SweepConfig)) from None
+
+
+def _swept_methods(sweep: SweepConfig) -> list[str]:
+    listed = [values for values in sweep.space.get("method", {}).values() if isinstance(values, list)]
+    return [str(value) for values in listed for value in values]
 
 
 def _flat(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

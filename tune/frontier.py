@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_manifest, write_bytes, write_json, write_text
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster.head_ledger import open_ledger
-from dpsw_ray.errors import UserError
 from dpsw_ray.experiment.measures import MEASURES
 from dpsw_ray.experiment.page import render_page
-from dpsw_ray.files import write_bytes, write_json, write_text
-from dpsw_ray.plan import ledger_account, planned
+from dpsw_ray.pipeline.destination import check_place
+from dpsw_ray.pipeline.plan import ledger_account, planned
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.ledger import LedgerTotal
-from dpsw_ray.progress import Progress
-from tune.config import SweepConfig
-from tune.pictures import frontier_figure
-from tune.plan import SweepPlan, plan_sweep
-from tune.policy import selection_event, selection_trial_mu
-from tune.prepare import costs
-from tune.results import Result, describe_point
-from tune.sweep import connected, make_best, run_sweep
+from dpsw_ray.tune.config import SweepConfig
+from dpsw_ray.tune.pictures import frontier_figure
+from dpsw_ray.tune.plan import SweepPlan, plan_sweep
+from dpsw_ray.tune.policy import selection_event, selection_trial_mu
+from dpsw_ray.tune.prepare import costs
+from dpsw_ray.tune.results import Result, describe_point
+from dpsw_ray.tune.sweep import check_begun, connected, make_best, run_sweep
 
 __all__ = ["plan_frontier", "run_frontier"]
 
@@ -62,11 +62,15 @@ def run_frontier(
         progress: where to report.
 
     Raises:
-        UserError: as `run_sweep`; before the first charge, where the sweeps together would pass the data set's cap.
+        UserError: as `run_sweep`; nothing to resume; before the first charge, where the sweeps together would pass the
+            data set's cap.
         Interrupted: by Ctrl-C; the page shows the sweeps that have ended.
     """
     results: list[Result] = []
     points: list[dict[str, Any]] = []
+    check_place(folder)
+    if resume:
+        check_begun(folder, folder.glob("epsilon-*"))
     with ExitStack() as stack:
         stack.callback(
             connected(next(iter(plans.values())).base.config.cluster)
@@ -75,7 +79,7 @@ def run_frontier(
         for epsilon, plan in plans.items():
             progress.say(f"epsilon {_exact(epsilon)}")
             place = _place(folder, epsilon)
-            result = run_sweep(plan, place, resume and place.exists(), progress)
+            result = run_sweep(plan, place, resume and (place / "sweep.yaml").exists(), progress)
             results.append(result)
             if result.best is not None:
                 _make_base(result, place, progress)
@@ -125,7 +129,7 @@ def _make_base(result: Result, place: Path, progress: Progress) -> None:
     base = result.base
     if base is None:
         return
-    epsilon = json.loads((place / "privacy.json").read_text())["epsilon of one release"]
+    epsilon = read_manifest(place / "privacy.json")["epsilon of one release"]
     config = result.plan.config({}, float(epsilon)).model_copy(
         update={"name": f"{result.plan.sweep.name}-base"}
     )
@@ -144,7 +148,7 @@ def _point(epsilon: float, result: Result, place: Path) -> dict[str, Any]:
     for which in ("best", "base"):
         path = place / which / "metrics.json"
         if path.exists():
-            stored = json.loads(path.read_text())["metrics"]
+            stored = read_manifest(path)["metrics"]
             found[which] = {
                 name: stored[MEASURES[name].title]["value"]
                 for name in _SHOWN
@@ -169,7 +173,8 @@ def _write(name: str, folder: Path, results: Sequence[Result], points: Sequence[
         )
         write_bytes(folder / "frontier.png", picture)
     page = render_page(
-        "tune", "frontier.html.j2", name=name, points=points, measured=measured, measures=MEASURES, picture=picture,
+        "dpsw_ray.tune", "frontier.html.j2",
+        name=name, points=points, measured=measured, measures=MEASURES, picture=picture,
         publishable=all(result.privacy["publishable"] for result in results),
         finite=not any(math.isinf(float(result.privacy["epsilon"])) for result in results), totals=_accounts(results),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import read_arrays
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.encoders import load_encoder
 from dpsw_ray.experiment.pictures import COLUMNS, DPI, strip_figure
-from dpsw_ray.rounding import format_number
-from tune.prepare import Group
-from tune.results import Result, TrialResult
-from tune.space import Distribution
+from dpsw_ray.tune.prepare import Group
+from dpsw_ray.tune.results import Result, TrialResult
+from dpsw_ray.tune.space import Distribution
 
 __all__ = ["curves_figure", "frontier_figure", "parallel_figure", "scatter_figure", "top_strip"]
 
@@ -155,8 +156,8 @@ def top_strip(results: Sequence[TrialResult], groups: Sequence[Group], folder: P
         path = folder / result.trial.name / "points.npz"
         if encoder.schema.value_range is None or not path.exists():
             continue
-        with np.load(path, allow_pickle=False) as stored:
-            particles, labels = stored["particles"], stored["labels"]
+        stored = read_arrays(path)
+        particles, labels = stored["particles"], stored["labels"]
         low, high = encoder.schema.value_range
         images = (encoder.decode(particles, labels).astype(np.float64) - low) / (high - low)
         shape = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)

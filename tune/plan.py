@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.errors import UserError
-from tune.config import Base, SweepConfig
-from tune.policy import check_sweep, is_mechanism_key
-from tune.scores import Score, score_of
-from tune.space import Point, Space, parse_space
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import decides_release, method_of
+from dpsw_ray.tune.config import Base, SweepConfig
+from dpsw_ray.tune.policy import check_sweep
+from dpsw_ray.tune.scores import Score, score_of
+from dpsw_ray.tune.space import Point, Space, parse_space
 
 __all__ = ["SweepPlan", "SweepTrial", "plan_sweep"]
 
@@ -99,7 +100,7 @@ class SweepPlan:
         """
         base, selection = self.base.config, self.sweep.selection
         varied = {"release.class_conditional", "method"} & set(self.space.keys)
-        conditional = base.release.class_conditional and base.release_kind != "rows" and not varied
+        conditional = method_of(base).labelled(base) and not varied
         point = {
             "method": "dpswflow-h",
             "seed": int(np.random.default_rng([base.seed, 0x9E57]).integers(2**31)),
@@ -138,7 +139,7 @@ def plan_sweep(sweep: SweepConfig, where: str, epsilon: float | None = None) -> 
     mechanisms: dict[str, Point] = {}
     trials = []
     for number, point in enumerate(points):
-        mechanism = {key: value for key, value in point.items() if is_mechanism_key(key)}
+        mechanism = {key: value for key, value in point.items() if decides_release(key)}
         text = base.at(mechanism).model_dump_json()
         mechanisms.setdefault(text, mechanism)
         trials.append(SweepTrial(number, point, list(mechanisms).index(text)))

@@ -15,39 +15,35 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import (
+    METHODS,
+    begins,
+    decides_release,
+    is_free,
+    method_named,
+    method_of,
+    swept_keys,
+)
 from dpsw_ray.privacy.accountants import bound, compose_mu
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu, calibrate_noise
 from dpsw_ray.privacy.events import Event, GaussianEvent, PrivateSelectionEvent
 from dpsw_ray.privacy.gaussian import AccountingError, gaussian_epsilon
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.privacy.selection import MOST_TRIALS, NEGLIGIBLE, TrialsLaw
-from tune.config import SweepConfig
-from tune.space import Space
+from dpsw_ray.tune.config import SweepConfig
+from dpsw_ray.tune.space import Space
 
 __all__ = [
     "Selection",
     "check_sweep",
-    "is_mechanism_key",
     "query_epsilon",
     "selection_event",
     "selection_trial_mu",
     "split_epsilon",
     "within_mu",
 ]
-
-_FREE = ("flow.", "generator.")
-"""Post-processing of a release."""
-
-_MECHANISM = ("release.", "encoder.", "method", "seed", "privacy.noise")
-"""What decides a release's numbers."""
-
-_SLICES = ("release.bins", "release.smoothing", "release.law", "encoder.", "method")
-"""What decides which distribution the slices show: distances to slices of different ones do not compare."""
-
-_ROWS = "release."
-"""Noisy projections smooth the slices by their own noise: all of this changes what a slice is."""
 
 _SHRINK = 1 - 1e-9
 _MOST_TRIES = 60
@@ -66,11 +62,6 @@ class Selection:
     epsilon: float
 
 
-def is_mechanism_key(key: str) -> bool:
-    """Whether a key of the run config decides the release."""
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MECHANISM)
-
-
 def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -> None:
     """Refuses a sweep whose policy fits neither its space, nor its searcher, nor its scheduler.
 
@@ -81,17 +72,17 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
     if not space.keys:
         raise UserError(f"{where}: space is empty: name at least one key, such as flow.step_size.")
     for key in space.keys:
-        if not is_mechanism_key(key) and not key.startswith(_FREE):
+        if not decides_release(key) and not is_free(key):
             raise UserError(
                 f"{where}: space.{key} is the same for all trials, or they would not compare or not add up; put it "
-                "under `set`. Swept are flow.*, generator.*, release.*, encoder.*, method, seed and privacy.noise."
+                f"under `set`. Swept are {', '.join(swept_keys()[:-1])} and {swept_keys()[-1]}."
             )
     if "encoder.seed" in space.keys:
         raise UserError(
             f"{where}: space.encoder.seed is the same for all trials: every encoder is trained from the base's public "
             "seed, and a release paid for each value would be the same mechanism; take it out."
         )
-    mechanism = [key for key in space.keys if is_mechanism_key(key)]
+    mechanism = [key for key in space.keys if decides_release(key)]
     if policy == "reuse" and mechanism:
         raise UserError(
             f"{where}: selection.policy reuse makes one release and varies what is computed from it, but "
@@ -112,10 +103,11 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
         raise UserError("search.kind optuna needs the package optuna: pip install 'dpsw-ray[optuna]'.")
     if policy == "private_selection":
         _check_private_selection(sweep, space, base, where)
-    if sweep.scheduler.kind != "fifo" and _methods(space, base) & {"dpswgen"}:
+    unseen = [name for name in _methods(space, base) if not method_named(name).watched]
+    if sweep.scheduler.kind != "fifo" and unseen:
         raise UserError(
-            f"{where}: scheduler.kind {sweep.scheduler.kind} looks at flows while they run; method dpswgen has none: "
-            "choose scheduler.kind fifo."
+            f"{where}: scheduler.kind {sweep.scheduler.kind} looks at flows while they run; method {unseen[0]} has "
+            "none: choose scheduler.kind fifo."
         )
     if selection.score == "public" and base.data.public_fraction == 0.0:
         raise UserError(
@@ -123,9 +115,8 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
             "choose selection.score validation_slices or noisy_query."
         )
     if selection.score == "validation_slices":
-        odd = [key for key in mechanism if key.startswith(_SLICES)]
-        if base.release_kind == "rows":
-            odd += [key for key in mechanism if key.startswith(_ROWS)]
+        others = ("encoder.", "method", *method_of(base).slice_keys(base))
+        odd = [key for key in mechanism if begins(key, others)]
         if odd:
             raise UserError(
                 f"{where}: selection.score validation_slices compares distances to slices of one kind, but "
@@ -176,9 +167,10 @@ def _check_private_selection(sweep: SweepConfig, space: Space, base: RunConfig, 
         )
 
 
-def _methods(space: Space, base: RunConfig) -> set[str]:
+def _methods(space: Space, base: RunConfig) -> list[str]:
+    """All that are swept; a value that names none is refused with the point that has it."""
     found = next((d.values for d in space.distributions if d.key == "method"), ())
-    return {base.method, *map(str, found)}
+    return [name for name in dict.fromkeys([base.method, *map(str, found)]) if name in METHODS]
 
 
 def query_epsilon(sweep: SweepConfig, epsilon: float, delta: float) -> float:

@@ -12,27 +12,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dpsw_ray.base.files import write_arrays
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import Cluster, LocalCluster, WorkerGroup
-from dpsw_ray.config import RunConfig
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
-from dpsw_ray.files import atomic_path
-from dpsw_ray.plan import make_plan, register_account
+from dpsw_ray.methods.method import Tools
+from dpsw_ray.methods.registry import method_of
+from dpsw_ray.pipeline.memory import check_memory
+from dpsw_ray.pipeline.plan import ledger_account, make_plan, register_account
+from dpsw_ray.pipeline.publish import release_manifest
+from dpsw_ray.pipeline.run import (
+    check_delta,
+    check_receipts,
+    check_relation,
+    divided_data,
+    spawn_shards,
+    threads_per_actor,
+    train_encoder,
+)
 from dpsw_ray.privacy.accountants import Account, account
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import EpsilonBounds
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.private.protocol import release_once, reserve_release
-from dpsw_ray.progress import Progress
-from dpsw_ray.publish import release_manifest
-from dpsw_ray.release import Release, ReleasePlan
-from dpsw_ray.release.quantiles import denoise
-from dpsw_ray.run import check_delta, check_relation, divided_data, move_points, spawn_shards, train_encoder
-from tune.plan import SweepPlan
-from tune.policy import query_epsilon, split_epsilon
-from tune.scores import withhold
+from dpsw_ray.release.exchange import charge, release_once, reserve_release
+from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.plan import SweepPlan
+from dpsw_ray.tune.policy import query_epsilon, split_epsilon
+from dpsw_ray.tune.scores import withhold
 
 __all__ = ["Group", "Prepared", "costs", "open_data", "prepare", "write_reference"]
 
@@ -74,10 +83,14 @@ class Prepared:
 
 
 def open_data(config: RunConfig, cluster: Cluster, ledger: Ledger, progress: Progress) -> Dataset:
-    """The divided data set; refuses another relation before a record is read, and a delta that protects nobody."""
+    """The divided data set; refuses what a run refuses before it looks at a private record."""
+    p = config.privacy
     check_relation(config, ledger)
+    ledger.check(ledger_account(config), p.relation, unit=p.unit, delta=p.delta, publishable=p.publishable)
+    check_receipts(config, cluster, ledger)
     data = divided_data(config, cluster, progress, ledger)
     check_delta(config, data)
+    check_memory(config, data.info)
     return data
 
 
@@ -162,7 +175,7 @@ def _encoder_key(config: RunConfig) -> str:
     return config.encoder.model_dump_json()
 
 
-def _make_plan(config: RunConfig, data: Dataset, encoders: dict[str, Path], release_id: str) -> ReleasePlan:
+def _make_plan(config: RunConfig, data: Dataset, encoders: dict[str, Path], release_id: str) -> SlicesPlan:
     encoder = load_encoder(encoders[_encoder_key(config)])
     return make_plan(config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id)
 
@@ -208,13 +221,15 @@ def _release_all(
         ledger.check(name, p.relation, [reserve.event for reserve in unpaid.values()])
     for number, reserve in unpaid.items():
         note = f"sweep {plan.sweep.name}: release {number + 1} of {len(groups)}"
-        ledger.charge(name, [reserve.event], plan.sweep.name, note, release_id=reserve.release_id)
+        workers = shards[groups[number].encoder]
+        charge(workers, ledger, name, [reserve.event], plan.sweep.name, note, release_id=reserve.release_id)
     alone = plan.sweep.selection.policy == "nonprivate"
     if unpaid:
         progress.say(f"Releasing {len(groups)} times: sum, noise; all of it is charged")
     for group in groups:
         stated = _uncounted(account([events[group.number]], p.relation, p.delta)) if alone else privacy
         release_once(
+            Release,
             **arguments(group),
             run_id=plan.sweep.name,
             manifest=_manifest(
@@ -234,7 +249,7 @@ def _uncounted(alone: Account) -> dict[str, Any]:
 
 def _manifest(
     group: Group, encoder: Encoder, data: Dataset, ledger: Ledger, privacy: dict[str, Any], policy: str
-) -> Callable[[ReleasePlan], dict[str, Any]]:
+) -> Callable[[SlicesPlan], dict[str, Any]]:
     """Of a release that was chosen among several: it costs what all of them cost."""
     return lambda plan: {
         **release_manifest(group.config, plan, data.info, encoder, ledger),
@@ -250,11 +265,9 @@ def write_reference(group: Group, withheld: float | None, folder: Path) -> None:
         return
     release = Release.load(group.folder / "release")
     fitted = release if withheld is None else withhold(release, withheld)[0]
-    rounds = denoise(fitted, group.config.flow.denoising)
-    encoder = load_encoder(group.encoder)
+    config, method = group.config, method_of(group.config)
     with LocalCluster(1) as cluster:
-        result = move_points(
-            group.config, rounds, encoder, cluster, None, group.config.seed, Progress(quiet=True)
-        )
-    with atomic_path(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, particles=result.particles, labels=result.labels)
+        tools = Tools(load_encoder(group.encoder), cluster, threads_per_actor(config))
+        model = method.learn(config, method.targets(config, fitted), tools)
+        points = model.sample(config.count, config.seed)
+    write_arrays(path, {"particles": points.particles, "labels": points.labels})

@@ -25,29 +25,32 @@ from typing import Any
 
 import numpy as np
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_json, read_manifest, write_bytes, write_json, write_manifest
+from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import LocalCluster, WorkerGroup
-from dpsw_ray.config import RunConfig
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_bytes, write_json
-from dpsw_ray.plan import ledger_account, make_plan, register_account
+from dpsw_ray.methods.registry import decides_release
+from dpsw_ray.pipeline.plan import ledger_account, make_plan, register_account
+from dpsw_ray.pipeline.publish import release_manifest
+from dpsw_ray.pipeline.run import spawn_shards, train_encoder
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import PrivateSelectionEvent
 from dpsw_ray.privacy.ledger import Ledger, LedgerEntry
 from dpsw_ray.private.keys import KeyStore
-from dpsw_ray.private.protocol import begin_release, draw_release, end_release
-from dpsw_ray.progress import Progress
-from dpsw_ray.publish import release_manifest
-from dpsw_ray.release import Release, ReleasePlan
-from dpsw_ray.run import spawn_shards, train_encoder
-from tune.config import TrialsConfig
-from tune.plan import SweepPlan, SweepTrial
-from tune.policy import is_mechanism_key, selection_event, selection_trial_mu, within_mu
-from tune.prepare import Group, Prepared, open_data, write_reference
-from tune.results import TrialResult
-from tune.space import Point
-from tune.trial import MISTAKES, Outcome, Task, failed_outcome, make_trial, read_outcome
+from dpsw_ray.release.exchange import begin_release, charge, draw_release, end_release, keep_receipt
+from dpsw_ray.release.preflight import check_release_whole
+from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.config import TrialsConfig
+from dpsw_ray.tune.plan import SweepPlan, SweepTrial
+from dpsw_ray.tune.policy import selection_event, selection_trial_mu, within_mu
+from dpsw_ray.tune.prepare import Group, Prepared, open_data, write_reference
+from dpsw_ray.tune.results import TrialResult
+from dpsw_ray.tune.space import Point
+from dpsw_ray.tune.trial import MISTAKES, Outcome, Task, failed_outcome, make_trial, read_outcome
 
 __all__ = ["select_privately"]
 
@@ -80,15 +83,16 @@ def select_privately(
         manifest = shown / "release" / "manifest.json"
         room = _room(plan, data, folder)
         if not manifest.exists():
+            check_release_whole(shown / "release")
             trials = _Trials(plan, data, encoder, encoder_dir, room, mu)
             trials.check()
+            shards = spawn_shards(base, cluster, data, encoder_dir)
+            shards.call("encode")
             register_account(base, ledger)
-            entry = _pay(event, room, folder, ledger, plan)
+            entry = _pay(event, room, folder, ledger, plan, shards)
             progress.say(
                 "Making a secret number of trials on the private side: charged once, the best alone is shown"
             )
-            shards = spawn_shards(base, cluster, data, encoder_dir)
-            shards.call("encode")
             try:
                 trials.show_best(shards, folder, lambda release: _manifest(release, entry, base))
             except UserError:
@@ -98,11 +102,11 @@ def select_privately(
                     f"A trial of the private selection of {folder} ended in an unexpected error, which stays secret; "
                     "--resume goes on."
                 ) from None
-        entry = _charged(str(json.loads(manifest.read_text())["release_id"]), event, folder, ledger, plan)
+        entry = _charged(str(read_manifest(manifest)["release_id"]), event, folder, ledger, plan)
         # How many secrets were destroyed would tell how many trials there were.
         KeyStore(data.private_dir).forget(_release_ids(room))
         shutil.rmtree(room, ignore_errors=True)
-    stored = json.loads((shown / "point.json").read_text())
+    stored = read_manifest(shown / "point.json")
     config = plan.config(stored["point"], stored["epsilon"])
     group = Group(0, config, encoder_dir, shown)
     outcome = read_outcome(folder / "trials" / "00000")
@@ -115,22 +119,27 @@ def select_privately(
 def _release_ids(room: Path) -> list[str]:
     """Of all trials in the room."""
     found = [*room.glob("*/release/manifest.json"), *room.glob("*/release/pending.json")]
-    return [str(json.loads(path.read_text())["release_id"]) for path in found]
+    return [str(read_json(path)["release_id"]) for path in found]
 
 
 def _room(plan: SweepPlan, data: Dataset, folder: Path) -> Path:
-    found = str(json.loads((folder / "experiment.json").read_text())["id"])
+    found = str(read_manifest(folder / "experiment.json")["id"])
     if not re.fullmatch(r"[0-9a-f]{32}", found):  # the folder is deleted in the end: it must be no other one
         raise UserError(f"{folder / 'experiment.json'} is damaged: give another --output.")
     return data.private_dir / "selections" / found
 
 
 def _pay(
-    event: PrivateSelectionEvent, room: Path, folder: Path, ledger: Ledger, plan: SweepPlan
+    event: PrivateSelectionEvent,
+    room: Path,
+    folder: Path,
+    ledger: Ledger,
+    plan: SweepPlan,
+    shards: WorkerGroup,
 ) -> LedgerEntry:
     """Charges the whole, once, and returns the charge; its id is durable before."""
     pending, state = folder / _PENDING, room / "state.json"
-    selection_id = str(json.loads(pending.read_text())["release_id"]) if pending.exists() else None
+    selection_id = str(read_json(pending)["release_id"]) if pending.exists() else None
     if selection_id is not None and ledger.find_charge(selection_id) is not None:
         entry = _charged(selection_id, event, folder, ledger, plan)
         if not state.exists():
@@ -138,6 +147,7 @@ def _pay(
                 f"The private selection of {folder} was charged, but its private part is gone: begin anew in another "
                 "--output, which is charged again."
             )
+        keep_receipt(shards, ledger, entry)  # whoever charged it may have died before
         return entry
     name = ledger_account(plan.base.config)
     ledger.check(name, plan.base.config.privacy.relation, [event])  # refused before the folder is anybody's
@@ -149,7 +159,7 @@ def _pay(
     write_json(pending, {"release_id": selection_id})
     note = f"sweep {plan.sweep.name}: private selection"
     try:
-        ledger.charge(name, [event], plan.sweep.name, note, release_id=selection_id)
+        charge(shards, ledger, name, [event], plan.sweep.name, note, release_id=selection_id)
     except UserError:
         pending.unlink()
         shutil.rmtree(room, ignore_errors=True)
@@ -206,7 +216,7 @@ class _Trials:
     def check(self) -> None:
         """Refuses a space that holds a release which is no Gaussian mechanism, before anything is charged."""
         corners = self._plan.space.corners()
-        mechanisms = [{key: p[key] for key in p if is_mechanism_key(key)} for p in corners]
+        mechanisms = [{key: p[key] for key in p if decides_release(key)} for p in corners]
         for mechanism in {json.dumps(m, default=str): m for m in mechanisms}.values():
             self._config(mechanism)
 
@@ -233,7 +243,7 @@ class _Trials:
             shown.mkdir(parents=True)
             shutil.copyfile(place / "reference.npz", shown / "reference.npz")
         config = self._config(points[best])
-        write_json(shown / "point.json", {"point": points[best], "epsilon": config.privacy.epsilon})
+        write_manifest(shown / "point.json", {"point": points[best], "epsilon": config.privacy.epsilon})
         trial = folder / "trials" / "00000"
         trial.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / "points.npz", trial / "points.npz")
@@ -245,7 +255,7 @@ class _Trials:
     def _points(self) -> list[Point]:
         """The drawn parameters of all trials; drawn once."""
         path = self._room / "state.json"
-        points = json.loads(path.read_text())["points"]
+        points = read_json(path)["points"]
         if points is None:
             law = selection_event(self._plan.sweep, self._plan.base.config.privacy.relation, self._mu).law
             rng = np.random.default_rng(secrets.randbits(256))
@@ -261,7 +271,7 @@ class _Trials:
         )  # fmt: skip
         return self._plan.config(point, epsilon)
 
-    def _release_plan(self, config: RunConfig, release_id: str) -> ReleasePlan:
+    def _release_plan(self, config: RunConfig, release_id: str) -> SlicesPlan:
         info = self._data.info
         return make_plan(config, self._encoder.latent_dim, len(info.classes), info.private_count, release_id)
 
@@ -284,7 +294,7 @@ class _Trials:
                 shards, lambda release_id: self._release_plan(config, release_id), place / "release"
             )
             draw_release(
-                shards, plan, place / "release", noise_seed=None,
+                Release, shards, plan, place / "release", noise_seed=None,
                 manifest=lambda plan: _unchosen(config, plan, self._data, self._encoder),
             )  # fmt: skip
         end_release(shards, place / "release")  # where somebody died between the release and its commit
@@ -294,7 +304,7 @@ class _Trials:
         return make_trial(Task(config, group, place, selection, TrialsConfig()), lambda step, score: None)
 
 
-def _unchosen(config: RunConfig, plan: ReleasePlan, data: Dataset, encoder: Encoder) -> dict[str, Any]:
+def _unchosen(config: RunConfig, plan: SlicesPlan, data: Dataset, encoder: Encoder) -> dict[str, Any]:
     """The manifest of a trial's release while nobody knows whether it is the best: it promises nothing."""
     described = release_manifest(config, plan, data.info, encoder, None)
     return {**described, "publishable": False}

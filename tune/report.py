@@ -6,11 +6,11 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.experiment.page import render_page
-from dpsw_ray.rounding import format_number
-from tune.pictures import curves_figure, parallel_figure, scatter_figure, top_strip
-from tune.prepare import Group
-from tune.results import Result, TrialResult, describe_point
+from dpsw_ray.tune.pictures import curves_figure, parallel_figure, scatter_figure, top_strip
+from dpsw_ray.tune.prepare import Group
+from dpsw_ray.tune.results import Result, TrialResult, describe_point
 
 __all__ = ["render_sweep"]
 
@@ -30,7 +30,7 @@ def render_sweep(result: Result, groups: Sequence[Group], folder: Path) -> str:
     curves = [r for r in scored if r.outcome.distances or len(r.outcome.curve) > 1]
     best, base = result.best, result.base
     return render_page(
-        "tune",
+        "dpsw_ray.tune",
         "sweep.html.j2",
         result=result,
         plan=result.plan,

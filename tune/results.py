@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.files import atomic_path, write_json, write_text
-from dpsw_ray.rounding import format_number
-from tune.plan import SweepPlan, SweepTrial
-from tune.trial import Outcome
+from dpsw_ray.base.files import atomic_path, write_manifest, write_text
+from dpsw_ray.base.rounding import format_number
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.tune.plan import SweepPlan, SweepTrial
+from dpsw_ray.tune.trial import Outcome
 
 __all__ = ["Result", "TrialResult", "describe_point", "sweep_privacy", "write_best", "write_trials"]
 
@@ -181,7 +181,7 @@ def write_best(path: Path, config: RunConfig, result: Result, best: TrialResult)
     lines = [
         f"# The best of a sweep: trial {best.trial.number}, {describe_point(best.trial.point)}.",
         f"# {score.name} {format_number(best.outcome.score)} ({score.better} is better); what it cost: privacy.json.",
-        f"# Its run is in {path.parent / 'best'}: `dpsw flow {path} --output {path.parent / 'best'}` goes on with it",
+        f"# Its run is in {path.parent / 'best'}: `dpsw run {path} --output {path.parent / 'best'}` goes on with it",
         "# for free. In another folder it is a new release, which is charged again.",
     ]
     write_text(path, "\n".join(lines) + "\n" + config.to_yaml())
@@ -189,4 +189,4 @@ def write_best(path: Path, config: RunConfig, result: Result, best: TrialResult)
 
 def write_privacy(path: Path, result: Result) -> None:
     """Writes `privacy.json`."""
-    write_json(path, dict(result.privacy))
+    write_manifest(path, dict(result.privacy))

@@ -24,18 +24,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import RunConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.classifier import cached_classifier
 from dpsw_ray.evaluation.downstream import intended_class_rate, logreg_accuracy
 from dpsw_ray.evaluation.fid import frechet_distance
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
-from dpsw_ray.release import Release
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
-from tune.config import SelectionConfig
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.config import SelectionConfig
 
 __all__ = ["HeldOut", "PublicScore", "Score", "score_of", "withhold"]
 

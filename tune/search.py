@@ -5,16 +5,16 @@ Whoever goes on after a crash gives the sampler what has ended, tries again what
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-from dpsw_ray.files import write_json
-from tune.plan import SweepPlan, SweepTrial
-from tune.space import Distribution, Point
-from tune.trial import read_outcome
+from dpsw_ray.base.files import read_manifest, write_manifest
+from dpsw_ray.config.fields import MOST_SEED
+from dpsw_ray.tune.plan import SweepPlan, SweepTrial
+from dpsw_ray.tune.space import Distribution, Point
+from dpsw_ray.tune.trial import read_outcome
 
 __all__ = ["Study"]
 
@@ -39,9 +39,8 @@ class Study:
         self._told: set[int] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # conditional spaces are marked experimental
-            sampler = optuna.samplers.TPESampler(
-                seed=plan.sweep.search.seed + len(stored), group=True, multivariate=True, constant_liar=True
-            )
+            seed = (plan.sweep.search.seed + len(stored)) % (MOST_SEED + 1)
+            sampler = optuna.samplers.TPESampler(seed=seed, group=True, multivariate=True, constant_liar=True)
         self._study = optuna.create_study(sampler=sampler, direction="minimize")
         self._waiting = deque(
             t for t in self._known if read_outcome(self._place(t)).status in ("pending", "failed")
@@ -65,7 +64,7 @@ class Study:
             asked = self._study.ask()
             point = self._plan.space.build(lambda distribution: _suggest(asked, distribution))
         trial = SweepTrial(number, point, 0)
-        write_json(self._folder / f"{trial.name}.json", {"number": number, "point": point})
+        write_manifest(self._folder / f"{trial.name}.json", {"number": number, "point": point})
         self._known.append(trial)
         return trial
 
@@ -99,7 +98,7 @@ class Study:
 
     @staticmethod
     def _read(path: Path) -> SweepTrial:
-        stored = json.loads(path.read_text())
+        stored = read_manifest(path)
         return SweepTrial(int(stored["number"]), stored["point"], 0)
 
 

@@ -11,6 +11,7 @@ Where a condition does not hold, the key keeps the base run's value.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, named, shown
+from dpsw_ray.base.numerals import plain_number
+from dpsw_ray.methods.registry import RUNS
 
-__all__ = ["MOST_CORNERS", "Distribution", "Point", "Space", "parse_space"]
+__all__ = ["MOST_CORNERS", "MOST_POINTS", "Distribution", "Point", "Space", "parse_space"]
 
 Point = dict[str, Any]
 """Values by key of the run config; a key whose condition does not hold is missing."""
 
 MOST_CORNERS = 4_096
+MOST_POINTS = 10_000
+"""Of a sweep: every one of them is checked before the first is tried."""
+
 _LARGEST = 2.0**53
 """Up to which whole numbers are told apart."""
 
@@ -99,7 +103,7 @@ class Space:
         """All points.
 
         Raises:
-            UserError: a range, which has no end of them.
+            UserError: a range, which has no end of them, or more than `MOST_POINTS`.
         """
         for distribution in self.distributions:
             if not distribution.listed:
@@ -107,7 +111,14 @@ class Space:
                     f"space.{distribution.key}: search.kind grid needs values one by one, found {distribution.kind}; "
                     "give a grid: [..], or choose search.kind random."
                 )
-        return list(self._products({}, 0))
+        points = list(itertools.islice(self._products({}, 0), MOST_POINTS + 1))
+        if len(points) > MOST_POINTS:
+            whole = math.prod(len(distribution.values) for distribution in self.distributions)
+            raise UserError(
+                f"space: a grid of {whole:,} points, conditions aside, is more than {MOST_POINTS:,}: give fewer "
+                "values, or choose search.kind random."
+            )
+        return points
 
     def corners(self, seed: int = 0) -> list[Point]:
         """Points at the ends of all ranges, in all combinations; of very many, a random part that has every value."""
@@ -152,24 +163,13 @@ def parse_space(values: Mapping[str, Mapping[str, Any]], where: str) -> Space:
 
 
 def _check_key(key: str, where: str) -> None:
-    known = _run_keys()
+    known = RUNS.all_keys()
     if key in known:
         return
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key[:80], known, n=1)
     near = [name for name in known if name.endswith(f".{key.rpartition('.')[2]}")]
     hint = f"did you mean {close[0]}" if close else f"did you mean {near[0]}" if near else "write section.key"
-    raise UserError(f"{where}: space.{key} is no key of a run config; {hint}.")
-
-
-def _run_keys() -> list[str]:
-    keys: list[str] = []
-    for name, field in RunConfig.model_fields.items():
-        section: Any = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += [f"{name}.{key}" for key in section.model_fields]
-        else:
-            keys.append(name)
-    return keys
+    raise UserError(f"{where}: space.{named(key)} is no key of a run config; {hint}.")
 
 
 def _distribution(
@@ -178,14 +178,14 @@ def _distribution(
     kinds = [name for name in spec if name != "when"]
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise UserError(
-            f"{where} must have one of {', '.join(KINDS)}, found {', '.join(map(str, kinds)) or 'none'}."
+            f"{where} must have one of {', '.join(KINDS)}, found {named(', '.join(kinds)) or 'none'}."
         )
     kind, values = kinds[0], spec[kinds[0]]
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise UserError(f"{where}.{kind} must be a list, such as [a, b], found {values!r}.")
+        raise UserError(f"{where}.{kind} must be a list, such as [a, b], found {shown(values)}.")
     if kind in ("choice", "grid"):
         if len({json.dumps(value, default=str) for value in values}) < len(values):
-            raise UserError(f"{where}.{kind} names a value twice: {values!r}.")
+            raise UserError(f"{where}.{kind} names a value twice: {shown(values)}.")
         parsed = tuple(values)
     else:
         parsed = _range(kind, values, where)
@@ -194,40 +194,49 @@ def _distribution(
 
 def _range(kind: str, values: Sequence[Any], where: str) -> tuple[Any, Any]:
     try:
-        low, high = (float(value) for value in values if not isinstance(value, bool))
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}.{kind} must be [lowest, highest], found {list(values)!r}.") from None
+        low, high = map(_number, values)
+    except (ValueError, OverflowError):
+        raise UserError(f"{where}.{kind} must be [lowest, highest], found {shown(values)}.") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(
-            f"{where}.{kind} must be [lowest, highest] with lowest < highest, found {list(values)!r}."
+            f"{where}.{kind} must be [lowest, highest] with lowest < highest, found {shown(values)}."
         )
     if max(abs(low), abs(high)) > _LARGEST:
-        raise UserError(f"{where}.{kind} must stay within {_LARGEST:g}, found {list(values)!r}.")
+        raise UserError(f"{where}.{kind} must stay within {_LARGEST:g}, found {shown(values)}.")
     if kind == "loguniform" and low <= 0:
         raise UserError(f"{where}.loguniform must begin above 0, found {low:g}.")
     if kind == "randint":
         if low % 1 or high % 1:
-            raise UserError(f"{where}.randint must have whole ends, found {list(values)!r}.")
+            raise UserError(f"{where}.randint must have whole ends, found {shown(values)}.")
         return int(low), int(high)
     return low, high
+
+
+def _number(value: Any) -> float:
+    found = plain_number(value) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError
+    return float(found)
 
 
 def _conditions(when: Any, before: Mapping[str, Distribution], where: str) -> dict[str, tuple[Any, ...]]:
     if when is None:
         return {}
     if not isinstance(when, dict) or not when:
-        raise UserError(f"{where}.when must be a section `other.key: value`, found {when!r}.")
+        raise UserError(f"{where}.when must be a section `other.key: value`, found {shown(when)}.")
     found: dict[str, tuple[Any, ...]] = {}
     for key, allowed in when.items():
         other = before.get(key)
         if other is None or not other.listed:
-            raise UserError(f"{where}.when: {key} must stand above it in the space, as a choice or a grid.")
+            raise UserError(
+                f"{where}.when: {named(key)} must stand above it in the space, as a choice or a grid."
+            )
         wanted = tuple(allowed) if isinstance(allowed, list) else (allowed,)
         if not wanted:
-            raise UserError(f"{where}.when: {key} must name at least one value, found [].")
+            raise UserError(f"{where}.when: {named(key)} must name at least one value, found [].")
         if missing := [value for value in wanted if value not in other.values]:
             raise UserError(
-                f"{where}.when: {key} is never {missing[0]!r}; it is one of {list(other.values)!r}."
+                f"{where}.when: {named(key)} is never {shown(missing[0])}; it is one of {shown(other.values)}."
             )
         found[key] = wanted
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,23 +13,27 @@ from typing import Any
 
 import yaml
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DamagedFile, read_bytes, write_json, write_text
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.cluster import connect, open_cluster
 from dpsw_ray.cluster.head_ledger import open_ledger
-from dpsw_ray.config import ClusterConfig, RunConfig, TrackingConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.loader import YamlMistake, read_yaml
+from dpsw_ray.config.run import ClusterConfig, RunConfig, TrackingConfig
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.record import Recorder
-from dpsw_ray.files import write_json, write_text
-from dpsw_ray.plan import ledger_account
+from dpsw_ray.methods.registry import RUNS
+from dpsw_ray.pipeline.destination import check_place
+from dpsw_ray.pipeline.plan import ledger_account
+from dpsw_ray.pipeline.run import run
+from dpsw_ray.pipeline.tracking import check_tracking
 from dpsw_ray.privacy.ledger import Ledger
-from dpsw_ray.progress import Progress
-from dpsw_ray.rounding import format_number
-from dpsw_ray.run import run
-from tune.plan import SweepPlan, SweepTrial
-from tune.prepare import Prepared, prepare
-from tune.private_selection import select_privately
-from tune.report import render_sweep
-from tune.results import (
+from dpsw_ray.tune.plan import SweepPlan, SweepTrial
+from dpsw_ray.tune.prepare import Prepared, prepare
+from dpsw_ray.tune.private_selection import select_privately
+from dpsw_ray.tune.report import render_sweep
+from dpsw_ray.tune.results import (
     Result,
     TrialResult,
     describe_point,
@@ -38,11 +42,15 @@ from tune.results import (
     write_privacy,
     write_trials,
 )
-from tune.scores import Score
-from tune.tracking import record_result, record_trial
-from tune.trial import Outcome, read_outcome
+from dpsw_ray.tune.scores import Score
+from dpsw_ray.tune.tracking import record_result, record_trial
+from dpsw_ray.tune.trial import Outcome, read_outcome
 
-__all__ = ["Interrupted", "connected", "make_best", "run_sweep"]
+__all__ = ["Interrupted", "check_begun", "connected", "make_best", "run_sweep"]
+
+
+_PAID = ("releases", "trials", "private.json")
+"""What only a sweep has that began to pay."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,16 +67,21 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         progress: where to report.
 
     Raises:
-        UserError: the folder holds something else, or anything the user can mend. A trial that fails is a line of
-            the result.
+        UserError: the folder holds something else or nothing to resume, or anything the user can mend. A trial that
+            fails is a line of the result.
         Interrupted: by Ctrl-C; the report is of what has ended.
     """
     config = plan.base.config
+    check_place(output)
+    if resume:
+        check_begun(output, [output])
     # Not of the preparation, whose length could tell a protected number of records.
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(ExperimentFolder(output, "sweep"))
         _claim(plan, folder, resume)
+        from dpsw_ray.tune.workers import check_room  # Tune takes a second
+
         private = plan.sweep.selection.policy == "private_selection"
         stack.callback(connected(config.cluster))  # tells on which machine the ledger is
         ledger = open_ledger(config.ledger_path)
@@ -84,9 +97,11 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
             result = Result(plan, [chosen], _privacy(plan, prepared, ledger))
             recorder.record("best", _writer(chosen, prepared.groups[0].config))
         else:
-            recorder = open_recorder()
+            check_room(plan.sweep.trials)
+            check_tracking(config.tracking, folder.path.parent)
             with open_cluster(config.cluster) as cluster:
                 prepared = prepare(plan, folder.path, cluster, ledger, progress)
+            recorder = open_recorder()  # what is refused until here leaves no run in MLflow
             result = _search(plan, prepared, folder, ledger, recorder, progress, seconds)
         started = time.perf_counter()
         _finish(result, prepared, folder, progress)
@@ -98,6 +113,23 @@ def run_sweep(plan: SweepPlan, output: Path, resume: bool, progress: Progress) -
         return result
 
 
+def check_begun(folder: Path, sweeps: Iterable[Path]) -> None:
+    """Refuses to go on with what was never begun: a new sweep, and its charge, have to be asked for.
+
+    Args:
+        folder: that is said to hold it.
+        sweeps: the folders of sweeps in it, or itself.
+
+    Raises:
+        UserError: there is no sweep in the folder, nor what one paid for.
+    """
+    if not any((place / name).exists() for place in sweeps for name in ("sweep.yaml", *_PAID)):
+        raise UserError(
+            f"There is nothing to resume in {folder}: leave --resume out to begin a sweep there, or give the --output "
+            "of the one to go on with."
+        )
+
+
 def connected(cluster: ClusterConfig) -> Callable[[], None]:
     """Connects to the Ray that the trials run on, where that is not done yet; returns what undoes it."""
     return connect(cluster.model_copy(update={"executor": "ray"}))[1]
@@ -107,9 +139,9 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
     """Makes the folder that of this sweep; another sweep, or this one without `--resume`, is refused."""
     mine = {
         "sweep.yaml": plan.sweep.model_dump(mode="json", exclude={"trials"}),
-        "base.yaml": plan.base.config.model_dump(mode="json", exclude={"cluster", "tracking"}),
+        "base.yaml": _told(plan.base.config),
     }
-    begun = any((folder / name).exists() for name in ("releases", "trials", "private.json"))
+    begun = any((folder / name).exists() for name in _PAID)
     for name, values in mine.items():
         path = folder / name
         if begun:
@@ -117,7 +149,9 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
                 raise UserError(
                     f"{folder.path} holds a sweep whose {name} is missing: restore it, or give another --output."
                 )
-            stored = yaml.safe_load(path.read_text())
+            stored = _stored(path)
+            if name == "base.yaml":
+                stored = _base(stored)
             if stored != json.loads(json.dumps(values)):
                 raise UserError(
                     f"{folder.path} holds another sweep ({name} differs): give another --output, or the same config to "
@@ -135,6 +169,19 @@ def _claim(plan: SweepPlan, folder: ExperimentFolder, resume: bool) -> None:
         write_text(folder / name, yaml.safe_dump(values, sort_keys=False))
 
 
+def _told(base: RunConfig) -> dict[str, Any]:
+    """What decides the outcome of a sweep's base."""
+    return base.model_dump(mode="json", exclude={"cluster", "tracking"})
+
+
+def _base(stored: Any) -> Any:
+    """A stored base as this version would store it; as it is where it is no config."""
+    try:
+        return json.loads(json.dumps(_told(RUNS.make(dict(stored), "base.yaml"))))
+    except (UserError, TypeError, ValueError):
+        return stored
+
+
 def _search(
     plan: SweepPlan,
     prepared: Prepared,
@@ -144,7 +191,7 @@ def _search(
     progress: Progress,
     seconds: dict[str, float],
 ) -> Result:
-    from tune.workers import Job, run_trials
+    from dpsw_ray.tune.workers import Job, run_trials
 
     job = Job(plan, prepared, folder / "trials")
     results = {trial.number: TrialResult(trial, _known(job.place(trial))) for trial in plan.trials}
@@ -187,7 +234,7 @@ def _search(
 
                 suggest = None
                 if plan.sweep.search.kind == "optuna":
-                    from tune.search import Study
+                    from dpsw_ray.tune.search import Study
 
                     study = Study(plan, folder / "search", folder / "trials")
                     suggest = study.next
@@ -252,10 +299,22 @@ def _finish(result: Result, prepared: Prepared, folder: ExperimentFolder, progre
     write_text(folder / "report.html", render_sweep(result, prepared.groups, folder.path))
 
 
+def _stored(path: Path) -> Any:
+    """What a sweep wrote as YAML.
+
+    Raises:
+        DamagedFile: it is something else by now.
+    """
+    try:
+        return read_yaml(read_bytes(path).decode())
+    except (YamlMistake, UnicodeDecodeError):
+        raise DamagedFile.of(path, "is damaged (it cannot be read as YAML)") from None
+
+
 def make_best(config: RunConfig, encoder: Path, release: Path, folder: Path, progress: Progress) -> None:
     """Makes the run of a config from a release and an encoder that are there: nothing is charged."""
     stored = folder / "config.yaml"
-    if stored.exists() and yaml.safe_load(stored.read_text()) != yaml.safe_load(config.to_yaml()):
+    if stored.exists() and _stored(stored) != yaml.safe_load(config.to_yaml()):
         shutil.rmtree(folder)  # of an earlier look at fewer trials
     quiet = config.model_copy(
         update={

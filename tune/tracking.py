@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpsw_ray.config import RunConfig
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.experiment.record import Recorder
-from dpsw_ray.tracking import Tracker
-from tune.results import Result, TrialResult
+from dpsw_ray.pipeline.tracking import Tracker
+from dpsw_ray.tune.results import Result, TrialResult
 
 __all__ = ["record_result", "record_trial"]
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DAMAGE, DamagedFile, read_arrays, read_manifest, write_arrays, write_manifest
 from dpsw_ray.cluster import Cluster, LocalCluster, open_cluster
-from dpsw_ray.config import ClusterConfig, RunConfig
+from dpsw_ray.config.run import ClusterConfig, RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import atomic_path, write_json
-from dpsw_ray.flow.particles import allocate
-from dpsw_ray.flow.solver import FlowResult, flow_steps
-from dpsw_ray.progress import Progress
-from dpsw_ray.release import Release
-from dpsw_ray.release.quantiles import Targets, denoise
-from dpsw_ray.run import move_points
-from tune.config import SelectionConfig, TrialsConfig
-from tune.prepare import Group
-from tune.scores import HeldOut, PublicScore, withhold
+from dpsw_ray.flow.points import Points
+from dpsw_ray.methods.method import Tools
+from dpsw_ray.methods.registry import RUNS, method_named, method_of
+from dpsw_ray.pipeline.run import threads_per_actor
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.config import SelectionConfig, TrialsConfig
+from dpsw_ray.tune.prepare import Group
+from dpsw_ray.tune.scores import HeldOut, PublicScore, withhold
 
 __all__ = ["MISTAKES", "Outcome", "Task", "failed_outcome", "make_trial", "read_outcome"]
 
@@ -64,16 +63,16 @@ class Outcome:
 
     def write(self, folder: Path) -> None:
         """Stores it."""
-        write_json(folder / "trial.json", asdict(self))
+        write_manifest(folder / "trial.json", asdict(self))
 
 
 def read_outcome(folder: Path) -> Outcome:
     """What is stored of a trial; pending where nothing is, or nothing that can be read."""
     try:
-        stored = json.loads((folder / "trial.json").read_text())
+        stored = read_manifest(folder / "trial.json")
         stored["curve"] = [(int(step), float(score)) for step, score in stored["curve"]]
         return Outcome(**stored)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamagedFile, OSError, *DAMAGE):
         return Outcome()
 
 
@@ -126,7 +125,9 @@ def _made(task: Task, report: Callable[[int, float], None]) -> Outcome:
     start = time.perf_counter()
     config, selection = task.config, task.selection
     withheld = selection.withheld if selection.score == "validation_slices" else None
-    rounds = _rounds(task.group.folder, withheld, config.flow.denoising)
+    method = method_of(config)
+    targets = _targets(task.group.folder, withheld, config.method, method.reading(config))
+    longest = method.steps(config, len(targets))
     encoder = _encoder(task.group.encoder)
     judge = _judge(task.group, selection)
     seconds["inputs"] = time.perf_counter() - start
@@ -144,18 +145,15 @@ def _made(task: Task, report: Callable[[int, float], None]) -> Outcome:
             )
         curve.append((step, score))
 
-    weights = np.mean([targets.weights for targets in rounds], axis=0)
-    offsets = allocate(weights, config.flow.particles, config.flow.class_balance)
-    blocks = np.repeat(np.arange(len(weights), dtype=np.int32), np.diff(offsets))
-
-    def watch(step: int, particles: NDArray[np.float64]) -> None:
-        if task.every is not None and step % task.every == 0 and step < flow_steps(config.flow, len(rounds)):
-            look(step, particles, blocks)
+    def watch(step: int, particles: NDArray[np.float64], labels: NDArray[np.int32]) -> None:
+        if task.every is not None and step % task.every == 0 and step < longest:
+            look(step, particles, labels)
             report(*curve[-1])
 
     begun = time.perf_counter()
     with _cluster(task) as cluster:
-        result = move_points(config, rounds, encoder, cluster, None, config.seed, Progress(quiet=True), watch)
+        tools = Tools(encoder, cluster, threads_per_actor(config), watch=watch)
+        result = method.learn(config, targets, tools).sample(config.count, config.seed)
     looked = scoring
     seconds["flow"] = time.perf_counter() - begun - looked
     steps = len(result.distances)
@@ -177,10 +175,9 @@ def _cluster(task: Task) -> Cluster:
     )
 
 
-def _keep(path: Path, result: FlowResult, seed: int) -> None:
+def _keep(path: Path, result: Points, seed: int) -> None:
     order = np.random.default_rng([seed, 0x5AFE]).permutation(len(result.labels))[:_SHOWN]
-    with atomic_path(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, particles=result.particles[order], labels=result.labels[order])
+    write_arrays(path, {"particles": result.particles[order], "labels": result.labels[order]})
 
 
 @functools.lru_cache(maxsize=8)
@@ -190,8 +187,8 @@ def _parts(folder: Path, withheld: float | None) -> tuple[Release, Release | Non
 
 
 @functools.lru_cache(maxsize=8)
-def _rounds(folder: Path, withheld: float | None, denoising: float) -> tuple[Targets, ...]:
-    return tuple(denoise(_parts(folder, withheld)[0], denoising))
+def _targets(folder: Path, withheld: float | None, method: str, reading: Hashable) -> Sequence[Any]:
+    return method_named(method).read(_parts(folder, withheld)[0], reading)
 
 
 @functools.lru_cache(maxsize=8)
@@ -206,7 +203,7 @@ def _judge(
         return _queried(group.query).score
     if selection.score == "validation_slices":
         return _held_out(group.folder, selection.withheld).score
-    return _public(group.config.model_dump_json(), group.encoder, selection.measure).score
+    return _public(json.dumps(group.config.model_dump(mode="json")), group.encoder, selection.measure).score
 
 
 @functools.lru_cache(maxsize=8)
@@ -223,20 +220,24 @@ def _queried(folder: Path) -> HeldOut:
 
 
 def _reference(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    with np.load(folder / "reference.npz", allow_pickle=False) as stored:
-        return stored["particles"], stored["labels"]
+    stored = read_arrays(folder / "reference.npz")
+    return stored["particles"], stored["labels"]
 
 
 @functools.lru_cache(maxsize=4)
 def _public(config: str, encoder: Path, measure: str) -> PublicScore:
-    run = RunConfig.model_validate_json(config)
+    run = _run(config)
     return PublicScore(measure, run, _data(config), _encoder(encoder))
+
+
+def _run(config: str) -> RunConfig:
+    return RUNS.make(json.loads(config), "the run")
 
 
 def _data(config: str) -> Dataset:
     from dpsw_ray.data import open_dataset
 
-    run = RunConfig.model_validate_json(config)
+    run = _run(config)
     data = open_dataset(run.data, run.home, run.privacy.relation)
     if data is None:
         raise UserError(

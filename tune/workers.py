@@ -18,13 +18,14 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from dpsw_ray.config import RunConfig
-from dpsw_ray.errors import UserError
-from dpsw_ray.flow.solver import flow_steps
-from dpsw_ray.release import Release
-from tune.plan import SweepPlan, SweepTrial
-from tune.prepare import Prepared
-from tune.trial import Outcome, Task, make_trial, read_outcome
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import method_of
+from dpsw_ray.tables.release import Release
+from dpsw_ray.tune.config import TrialsConfig
+from dpsw_ray.tune.plan import SweepPlan, SweepTrial
+from dpsw_ray.tune.prepare import Prepared
+from dpsw_ray.tune.trial import Outcome, Task, failed_outcome, make_trial, read_outcome
 
 __all__ = ["Job", "Suggest", "run_trials"]
 
@@ -95,13 +96,13 @@ def run_trials(
         suggest: asked for trials one by one.
 
     Raises:
-        UserError: the cluster has no room for one trial.
+        UserError: the cluster has no room for one trial (`check_room` says so before anything is charged).
     """
     sweep = job.plan.sweep
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    resources = _resources(job)
+    resources = check_room(sweep.trials)
     scratch = job.folder.parent / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     options: dict[str, Any] = {}
@@ -141,7 +142,13 @@ def _work(params: dict[str, Any], job: Job) -> None:
         for step, score in stored.curve:
             report(step, score)
         return
-    outcome = make_trial(job.task(trial), report)
+    try:
+        task = job.task(trial)  # which may not fit this machine, though it fits the driver's
+    except UserError as error:
+        outcome = failed_outcome(error)
+        outcome.write(job.place(trial))
+    else:
+        outcome = make_trial(task, report)
     if outcome.status == "failed":
         ray_tune.report({_LOSS: float("inf"), _STEP: 0, "score": None})
 
@@ -191,7 +198,8 @@ def _scheduler(job: Job) -> Any:
     if scheduler.kind == "asha":
         swept = [int(v) for d in job.plan.space.distributions if d.key == "flow.steps" for v in d.values]
         rounds = max(Release.load(group.folder / "release").rounds for group in job.prepared.groups)
-        longest = max([flow_steps(job.plan.base.config.flow, rounds), *swept])
+        base = job.plan.base.config
+        longest = max([method_of(base).steps(base, rounds), *swept])
         return schedulers.ASHAScheduler(
             time_attr=_STEP,
             max_t=longest + 1,
@@ -205,8 +213,12 @@ def _scheduler(job: Job) -> Any:
     return schedulers.FIFOScheduler()
 
 
-def _resources(job: Job) -> Any:
-    trials = job.plan.sweep.trials
+def check_room(trials: TrialsConfig) -> Any:
+    """What Tune is asked to give to one trial, which the connected cluster has.
+
+    Raises:
+        UserError: it has less.
+    """
     bundle = {"CPU": trials.cpus, "GPU": trials.gpus}
     bundle = {name: amount for name, amount in bundle.items() if amount}
     total = ray.cluster_resources()

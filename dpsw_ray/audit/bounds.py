@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.accountants import compose_mu
 from dpsw_ray.privacy.curves import trade_off
 from dpsw_ray.privacy.events import Event

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ive
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.audit.low_bits import discrete_parity, gaussian_grid, gaussian_parity, moments_parity
 from dpsw_ray.audit.releases import (
     histogram_plan,
     mixture_ratio,
@@ -305,5 +306,9 @@ MECHANISMS: dict[str, Mechanism] = {
     "discrete_gaussian": Mechanism(RELATIONS, _discrete_at, runs=50_000),
     "sequential": Mechanism(RELATIONS, _sequential_at),
     "parallel": Mechanism(RELATIONS, _parallel_at),
+    "gaussian_parity": Mechanism(RELATIONS, gaussian_parity, runs=1_000),
+    "gaussian_grid": Mechanism(RELATIONS, gaussian_grid, runs=500),
+    "dp_pca_parity": Mechanism(RELATIONS, moments_parity, runs=2_000),
+    "discrete_parity": Mechanism(RELATIONS, discrete_parity, runs=500),
 }
 """By name on the command line."""

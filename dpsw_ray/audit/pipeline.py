@@ -33,23 +33,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.audit.bounds import Claim, lower_bound
-from dpsw_ray.audit.canaries import canary_pair
 from dpsw_ray.audit.result import AuditResult
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.progress import Progress, Task
 from dpsw_ray.cluster import LocalCluster, WorkerGroup
-from dpsw_ray.config import RunConfig
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.data.division import check_pinned
 from dpsw_ray.data.records import Part
-from dpsw_ray.errors import UserError
-from dpsw_ray.plan import make_plan, pinned_division
+from dpsw_ray.methods.registry import METHODS, method_named, method_of
+from dpsw_ray.pipeline.plan import make_plan, pinned_division
+from dpsw_ray.pipeline.run import check_relation, spawn_shards, train_encoder
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
-from dpsw_ray.private.protocol import release_once
 from dpsw_ray.private.worlds import plant
-from dpsw_ray.progress import Progress, Task
-from dpsw_ray.release.plan import HistogramPlan
-from dpsw_ray.run import check_relation, spawn_shards, train_encoder
+from dpsw_ray.release.exchange import release_once
+from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.tables.release import Release
 
 __all__ = ["RUNS", "audit_pipeline"]
 
@@ -106,14 +107,15 @@ def audit_pipeline(
         encoder = train_encoder(trained, data, scratch / "encoder", progress)
         classes, records = len(data.info.classes), data.info.private_count
         plan = make_plan(private, encoder.latent_dim, classes, records, "audit")
-        if not isinstance(plan, HistogramPlan):
+        attack = method_of(private).audit()
+        if attack is None:
             raise UserError(
                 f"method {config.method} has no canaries yet: audit its mechanisms by name (`dpsw audit all`), or set "
-                "method dpswflow-h."
+                f"method {' or '.join(name for name in METHODS if method_named(name).audit() is not None)}."
             )
-        group = canaries or max(1, math.ceil(_GROUP_MU * plan.noise_std / _sensitivity(plan, private)))
-        first, second, difference = canary_pair(encoder, plan, relation, group)
-        apart = float(np.linalg.norm(difference)) / (group * _sensitivity(plan, private))
+        group = canaries or max(1, math.ceil(_GROUP_MU * plan.noise_std / attack.sensitivity(plan, relation)))
+        first, second, difference = attack.pair(encoder, plan, relation, group)
+        apart = float(np.linalg.norm(difference)) / (group * attack.sensitivity(plan, relation))
         progress.say(
             f"{group} canaries, {100 * apart:.0f} % as far apart as the sensitivity allows; {runs} releases with and "
             "as many without, charged to a scratch ledger"
@@ -127,8 +129,7 @@ def audit_pipeline(
                 for name, part in (("null", first), ("alternative", second))
             )
         seconds = None if hidden else time.perf_counter() - start
-    grown = dataclasses.replace(plan.event, row_norm_sq=plan.event.row_norm_sq * group**2)
-    claim = Claim((grown,), relation)
+    claim = Claim((attack.of_group(plan.event, group),), relation)
     return AuditResult(
         name=config.name,
         events=(plan.event,),
@@ -203,17 +204,13 @@ def _divide(
     return Dataset(ingest(private.data, private.home, private.privacy.relation, pinned=pinned))
 
 
-def _sensitivity(plan: HistogramPlan, config: RunConfig) -> float:
-    return math.sqrt(plan.event.sensitivity_sq(config.privacy.relation))
-
-
 def _scores(
     config: RunConfig,
     data: Dataset,
     folder: Path,
     canaries: Part,
     replaced: int,
-    plan: HistogramPlan,
+    plan: SlicesPlan,
     difference: NDArray[np.float64],
     runs: int,
     task: Task,
@@ -234,8 +231,9 @@ def _scores(
     return scores
 
 
-def _release(shards: WorkerGroup, plan: HistogramPlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
+def _release(shards: WorkerGroup, plan: SlicesPlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
     release = release_once(
+        Release,
         shards,
         lambda release_id: dataclasses.replace(plan, release_id=release_id),
         folder,

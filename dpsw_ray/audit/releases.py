@@ -12,18 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsw_ray.audit.attack import Attack, Randomness, Scores
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.methods.dpswflow.mechanism import batch_of_rows, noisy_histograms
+from dpsw_ray.methods.dpswflow.plan import Law, RowPlan, row_grid
+from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
+from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.methods.dpswflow_r import mechanism as samples
+from dpsw_ray.methods.dpswflow_r.plan import SampledHistogramPlan
 from dpsw_ray.privacy.events import DpPcaEvent, NoiseKind, SlicedHistogramEvent
 from dpsw_ray.privacy.losses import Gaussian
 from dpsw_ray.privacy.noise import NoiseKey
 from dpsw_ray.privacy.relations import Relation
+from dpsw_ray.private import moments
 from dpsw_ray.private.latents import BALL, NULL, bounded
-from dpsw_ray.private.mechanism import bound, draw_secret, noise
-from dpsw_ray.private.moments import moment_noise, moment_sums
-from dpsw_ray.private.rows import batch_of_rows, noisy_histograms
-from dpsw_ray.private.sampled import sampled_noise, sampled_sums
-from dpsw_ray.release.moments import CONSTANT, LONGEST, STEPS, MomentsPlan
-from dpsw_ray.release.plan import HistogramPlan, SampledHistogramPlan
-from dpsw_ray.release.rows import Law, RowPlan, row_grid
+from dpsw_ray.private.noise import draw_secret
+from dpsw_ray.release.moments import RATIO, Lattice, MomentsPlan
 from dpsw_ray.slicing.directions import LATTICE, haar_frames, iid_directions, round_to_lattice
 from dpsw_ray.slicing.grid import SCALE, BinGrid
 
@@ -123,32 +126,37 @@ def noisy_moments(plan: MomentsPlan, relation: Relation) -> Attack:
         plan: of records in an even number of dimensions.
         relation: of the pair.
     """
-    cosine = -((CONSTANT / STEPS) ** 2)
+    cosine = -(RATIO**-2)
     across = np.resize([1.0, -1.0], plan.dim) / math.sqrt(plan.dim)
     pair = np.stack([np.abs(across), cosine * np.abs(across) + math.sqrt(1 - cosine**2) * across])
     pair = round_to_lattice(pair * BALL)
     label = np.zeros(1, np.int32)
     absent = [(pair[:1], np.full(1, NULL, np.int32))] if relation == "zero_out" else []
     start = [(pair[:1], label)] if relation == "replace_one" else absent
-    first, second = (moment_sums(world, plan) for world in (start, [(pair[1:], label)]))
+    first, second = (moments.moment_sums(world, plan) for world in (start, [(pair[1:], label)]))
     rows, columns = np.triu_indices(plan.dim + 1)
     matched = (second - first) * np.where(rows == columns, 1.0, 2.0)
 
     def scores(runs: int, source: Randomness) -> Scores:
         shown = np.empty((2, runs))
         for run in range(runs):
-            drawn = moment_noise(source.key.derive(b"run %d" % run), plan)
+            drawn = moments.noise(source.key.derive(b"run %d" % run), plan)
             shown[:, run] = (first + drawn) @ matched, (second + drawn) @ matched
         return shown[0], shown[1]
 
     return Attack("dp_pca", (plan.event,), relation, scores)
 
 
-def moments_plan(relation: Relation, level: float) -> MomentsPlan:
-    """Moments in eight dimensions; the noise is `level` times the sensitivity."""
-    ((loss, _),) = DpPcaEvent(1.0, float(LONGEST)).costs(relation)[0].items()
+def moments_plan(relation: Relation, level: float, dim: int = 8) -> MomentsPlan:
+    """Moments in so many dimensions, on the lattice of a plan; the noise is `level` times the sensitivity."""
+    ((loss, _),) = DpPcaEvent(1.0).costs(relation)[0].items()
     assert isinstance(loss, Gaussian)
-    return MomentsPlan("audit", 8, level * loss.mu)
+    lattice = Lattice.fitting(1 / level, loss.mu, MomentsPlan("audit", dim, 0.0).cells[0])
+    if lattice is None:
+        raise UserError(
+            f"dp_pca has no noise of {level:.3g} times its sensitivity: choose a larger --epsilon."
+        )
+    return MomentsPlan("audit", dim, level * loss.mu * lattice.longest**2, lattice)
 
 
 def noisy_projections(plan: RowPlan, relation: Relation, record: Array | None = None) -> Attack:
@@ -212,7 +220,7 @@ def _redrawn(plan: RowPlan, release_id: str) -> RowPlan:
 
 
 def sampled_histograms(plan: SampledHistogramPlan, relation: Relation) -> Attack:
-    """DPSWflow-r over secret samples: `private.sampled`'s sums and noise with a fresh key in every run.
+    """DPSWflow-r over secret samples: `dpswflow_r.mechanism`'s sums and noise with a fresh key in every run.
 
     Pair: a record with a large table, or none (the null record adds the same). Score: likelihood ratio of the mixture
     along the record's table, added over the rounds. Both worlds of a run see the same noise.
@@ -224,8 +232,10 @@ def sampled_histograms(plan: SampledHistogramPlan, relation: Relation) -> Attack
     record = (round_to_lattice(np.eye(plan.directions.shape[2])[:1] * BALL / 2), np.zeros(1, np.int32))
     absent = [(record[0], np.full(1, NULL, np.int32))] if relation == "zero_out" else []
     sure, anyone = replace(plan, rate=1.0), NoiseKey.from_seed(0)
-    messages = range(plan.messages)
-    tables = np.concatenate([sampled_sums([record], sure, m, 0, anyone) for m in messages]).astype(np.float64)
+    questions = range(plan.questions)
+    tables = np.concatenate([samples.sampled_sums([record], sure, q, 0, anyone) for q in questions]).astype(
+        np.float64
+    )
     tables = tables.reshape(len(tables), -1)
     shift = np.linalg.norm(tables, axis=1)
 
@@ -233,9 +243,9 @@ def sampled_histograms(plan: SampledHistogramPlan, relation: Relation) -> Attack
         shown = np.empty((2, runs))
         for run in range(runs):
             key = source.key.derive(b"run %d" % run)
-            drawn = np.concatenate([sampled_noise(key, plan, m) for m in messages])
+            drawn = np.concatenate([samples.noise(key, plan, q) for q in questions])
             for world, batches in enumerate((absent, [record])):
-                sums = np.concatenate([sampled_sums(batches, plan, m, 0, key) for m in messages])
+                sums = np.concatenate([samples.sampled_sums(batches, plan, q, 0, key) for q in questions])
                 along = np.einsum("tc,tc->t", (sums + drawn).reshape(tables.shape), tables) / shift
                 shown[world, run] = mixture_ratio(along, plan.rate, shift, plan.noise_std).sum()
         return shown[0], shown[1]

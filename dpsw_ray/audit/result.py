@@ -9,10 +9,10 @@ from typing import Any
 
 from dpsw_ray.audit.attack import Attack, Randomness
 from dpsw_ray.audit.bounds import Claim, LowerBound, epsilon_lower, lower_bound
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.relations import Relation
-from dpsw_ray.rounding import format_number
 
 __all__ = ["AuditResult", "audit"]
 

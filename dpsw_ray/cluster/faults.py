@@ -17,7 +17,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from dpsw_ray.config import ClusterConfig
+from dpsw_ray.config.run import ClusterConfig
 
 __all__ = ["GONE", "Pace", "Patience", "init_failed", "reason", "say"]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 
 __all__ = [
     "Cluster",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.cluster.groups import Outcome, attempt, collect
-from dpsw_ray.errors import UserError
 from dpsw_ray.privacy.ledger import Ledger
 
 __all__ = ["HeadLedger", "open_ledger"]
@@ -131,9 +131,11 @@ class HeadLedger(Ledger):
     register = _on_head(Ledger.register)
     divide = _on_head(Ledger.divide)
     division = _on_head(Ledger.division)
+    remove = _on_head(Ledger.remove)
     set_cap = _on_head(Ledger.set_cap)
     check = _on_head(Ledger.check)
     charge = _on_head(Ledger.charge)
+    check_receipts = _on_head(Ledger.check_receipts)
     find_charge = _on_head(Ledger.find_charge)
     entries = _on_head(Ledger.entries)
     cap_changes = _on_head(Ledger.cap_changes)

@@ -15,6 +15,7 @@ from ray.util.metrics import Gauge
 from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.cluster.faults import GONE, Pace, Patience, init_failed, reason, say
 from dpsw_ray.cluster.groups import (
     Args,
@@ -27,8 +28,7 @@ from dpsw_ray.cluster.groups import (
     secret,
 )
 from dpsw_ray.cluster.host import Host
-from dpsw_ray.config import ClusterConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import ClusterConfig
 
 __all__ = ["RayCluster"]
 

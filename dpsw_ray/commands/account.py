@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption
+from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption, place, reals
 from dpsw_ray.commands.show import show
-from dpsw_ray.errors import UserError
 
 __all__ = ["account"]
 
@@ -22,38 +21,33 @@ def account(
     ] = "",
     delta: Annotated[str, typer.Option(metavar="D,D,…", help="also: epsilon at each of these deltas")] = "",
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="also: draw epsilon against delta")
+        Path | None,
+        typer.Option(metavar="FILE.png", parser=place, help="also: draw epsilon against delta"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run costs, or a YAML list of privacy events, by each accountant; opens no private file."""
-    from dpsw_ray.accounting import (
+    from dpsw_ray.base.files import write_bytes
+    from dpsw_ray.pipeline.accounting import (
         describe_account,
         load_request,
         privacy_figure,
         sweep_delta,
         sweep_epsilon,
     )
-    from dpsw_ray.files import write_bytes
+    from dpsw_ray.pipeline.destination import out_file
 
     request = load_request(config, set_)
-    epsilons, deltas = _numbers("--epsilon", epsilon), _numbers("--delta", delta)
-    if plot is not None and plot.suffix != ".png":
-        raise UserError(f"--plot writes PNG pictures, found {plot}: give a name that ends in .png.")
+    epsilons = reals("--epsilon", epsilon) if epsilon else []
+    deltas = reals("--delta", delta) if delta else []
+    if plot is not None:
+        plot = out_file("--plot", plot, (".png",))
     described = describe_account(request)
     if epsilons:
         described["noise by epsilon"] = sweep_epsilon(request, epsilons)
     if deltas:
         described["epsilon by delta"] = sweep_delta(request, deltas)
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(plot, privacy_figure(request))
         described["plot"] = str(plot)
     show(described, as_json)
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise UserError(f"{option} takes numbers with commas between them, found {text!r}.") from None

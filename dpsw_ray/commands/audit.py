@@ -6,18 +6,20 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpsw_ray.commands.options import JsonOption, QuietOption, SetOption
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, named
+from dpsw_ray.base.paths import path_mistake
+from dpsw_ray.commands.options import JsonOption, QuietOption, SetOption, place, real, whole
+from dpsw_ray.config.fields import MOST_SEED
+from dpsw_ray.config.file import shipped_config
 
 if TYPE_CHECKING:
     from dpsw_ray.audit.result import AuditResult
-    from dpsw_ray.progress import Progress
+    from dpsw_ray.base.progress import Progress
 
 __all__ = ["audit"]
 
@@ -31,22 +33,30 @@ def audit(
             metavar="MECHANISM|CONFIG|all", help="a mechanism's name, all of them, or a run's config"
         ),
     ],
-    runs: Annotated[int | None, typer.Option(min=20, help="runs of each of the two worlds")] = None,
+    runs: Annotated[
+        int | None, typer.Option(parser=whole(20, 10**8), help="runs of each of the two worlds")
+    ] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="mechanisms: what the noise is calibrated to; default 1")
+        float | None,
+        typer.Option(parser=real, help="mechanisms: what the noise is calibrated to; default 1"),
     ] = None,
     delta: Annotated[
-        float | None, typer.Option(help="mechanisms: at which epsilon holds; default 1e-5")
+        float | None, typer.Option(parser=real, help="mechanisms: at which epsilon holds; default 1e-5")
     ] = None,
     relation: Annotated[
         str | None, typer.Option(help="mechanisms: replace_one, zero_out or add_remove")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="mechanisms: repeat the same audit")] = None,
+    seed: Annotated[
+        int | None, typer.Option(parser=whole(0, MOST_SEED), help="mechanisms: repeat the same audit")
+    ] = None,
     canaries: Annotated[
-        int | None, typer.Option(min=1, help="configs: records the two worlds differ in")
+        int | None, typer.Option(parser=whole(1, 10**9), help="configs: records the two worlds differ in")
     ] = None,
     set_: SetOption = [],  # noqa: B006 (typer reads it)
-    plot: Annotated[Path | None, typer.Option(help="the PNG file to draw the attacks in")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", parser=place, help="the PNG file to draw the attacks in"),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -55,10 +65,11 @@ def audit(
     Exit code 0 where no claim is contradicted, 1 where one is false at 99.99 % confidence, of all audits together.
     """
     from dpsw_ray.audit.mechanisms import MECHANISMS
-    from dpsw_ray.progress import Progress
+    from dpsw_ray.base.progress import Progress
+    from dpsw_ray.pipeline.destination import out_file
 
-    if plot is not None and plot.is_dir():
-        raise UserError(f"--plot {plot} is a folder: give the PNG file to write.")
+    if plot is not None:
+        plot = out_file("--plot", plot, (".png",))
     progress = Progress(quiet=quiet or as_json)
     names = list(MECHANISMS) if target == "all" else [target] if target in MECHANISMS else []
     if names:
@@ -75,13 +86,13 @@ def audit(
         results = [_pipeline(target, set_, runs, canaries, progress)]
     else:
         raise UserError(
-            f"{target} is neither a mechanism nor a config: the mechanisms are all, {', '.join(MECHANISMS)}; a config "
-            "is a YAML file or the name of a shipped one."
+            f"{named(target)} is neither a mechanism nor a config: the mechanisms are all, {', '.join(MECHANISMS)}; a "
+            "config is a YAML file or the name of a shipped one."
         )
     _show(results, as_json, quiet)
     if plot is not None:
         from dpsw_ray.audit.plots import audit_figure
-        from dpsw_ray.files import write_bytes
+        from dpsw_ray.base.files import write_bytes
 
         write_bytes(plot, audit_figure(results))
         progress.say(f"Picture: {plot}")
@@ -129,7 +140,7 @@ def _pipeline(
 ) -> AuditResult:
     from dpsw_ray.audit.bounds import CONFIDENCE
     from dpsw_ray.audit.pipeline import RUNS, audit_pipeline
-    from dpsw_ray.config import load_config
+    from dpsw_ray.methods.registry import load_config
 
     config = load_config(target, overrides)
     return audit_pipeline(
@@ -138,8 +149,9 @@ def _pipeline(
 
 
 def _is_config(target: str) -> bool:
-    shipped = resources.files("dpsw_ray.configs").joinpath(f"{Path(target).name.removesuffix('.yaml')}.yaml")
-    return Path(target).exists() or target.endswith((".yaml", ".yml")) or shipped.is_file()
+    if target.endswith((".yaml", ".yml")) or shipped_config(Path(target)):
+        return True
+    return path_mistake(target) is None and Path(target).expanduser().exists()
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -156,7 +168,7 @@ def _show(results: Sequence[AuditResult], as_json: bool, quiet: bool) -> None:
     from dpsw_ray.audit.bounds import CONFIDENCE
 
     if as_json:
-        from dpsw_ray.files import to_json
+        from dpsw_ray.base.files import to_json
 
         refuted = any(result.refuted for result in results)
         print(to_json({"refuted": refuted, "audits": [result.to_dict() for result in results]}))
@@ -171,7 +183,7 @@ def _show(results: Sequence[AuditResult], as_json: bool, quiet: bool) -> None:
 
 
 def _table(results: Sequence[AuditResult]) -> str:
-    from dpsw_ray.rounding import format_number
+    from dpsw_ray.base.rounding import format_number
 
     def low(value: float) -> str:
         return format_number(value, 4, ROUND_FLOOR)

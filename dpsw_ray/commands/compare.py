@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from dpsw_ray.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.commands.options import (
+    ConfigArgument,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    place,
+    reals,
+    whole,
+)
+from dpsw_ray.config.fields import MOST_SEED
 
 __all__ = ["compare"]
 
@@ -18,9 +27,15 @@ def compare(
     config: ConfigArgument,
     methods: Annotated[str, typer.Option(help="comma-separated, such as dpswflow-h")],
     epsilon: Annotated[str, typer.Option(help="comma-separated, such as 0.2,1,5,inf; inf is without noise")],
-    output: Annotated[Path, typer.Option(help="the comparison's folder, new or to go on with")],
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", parser=place, help="the comparison's folder, new or to go on with"),
+    ],
     seeds: Annotated[
-        int, typer.Option(min=1, help="trials of each pair; they count up from the config's seed")
+        int,
+        typer.Option(
+            parser=whole(1, MOST_SEED), help="trials of each pair; they count up from the config's seed"
+        ),
     ] = 3,
     metrics: Annotated[
         str,
@@ -36,7 +51,8 @@ def compare(
         typer.Option("--for", metavar="METHOD:KEY=VALUE", help="override a key for one method alone"),
     ] = [],  # noqa: B006
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="trials at a time; default cluster.actors, 1 without Ray")
+        int | None,
+        typer.Option(parser=whole(1, 10_000), help="trials at a time; default cluster.actors, 1 without Ray"),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -47,18 +63,19 @@ def compare(
     missing. The runs are research: they charge research accounts of the ledger and must not be published.
     Exit code 1 where a trial failed.
     """
+    from dpsw_ray.base.files import to_json
+    from dpsw_ray.base.progress import Progress
     from dpsw_ray.experiment.compare import compare as make
-    from dpsw_ray.experiment.grid import make_grid, parse_epsilons, parse_methods, parse_own
+    from dpsw_ray.experiment.grid import make_grid, parse_methods, parse_own
     from dpsw_ray.experiment.measures import MODELS, choose_measures
-    from dpsw_ray.files import to_json
-    from dpsw_ray.output import resolve_output
-    from dpsw_ray.progress import Progress
+    from dpsw_ray.pipeline.folder import resolve_output
 
     measures = choose_measures(metrics)
     trained = [name for name in measures if name in MODELS]
     if trained and not any(override.strip().startswith("evaluation.models") for override in set_):
         set_ = [*set_, f"evaluation.models=[{', '.join(trained)}]"]
-    grid = make_grid(config, set_, parse_methods(methods), parse_epsilons(epsilon), seeds, parse_own(own))
+    epsilons = reals("--epsilon", epsilon, infinite=True)
+    grid = make_grid(config, set_, parse_methods(methods), epsilons, seeds, parse_own(own))
     if grid.config.cluster.executor == "local" and jobs not in (None, 1):
         raise UserError(
             f"--jobs {jobs} needs cluster.executor ray, found local, which does one trial at a time."

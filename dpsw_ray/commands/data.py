@@ -9,15 +9,28 @@ from typing import Annotated
 
 import typer
 
-from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.commands.options import ConfigArgument, JsonOption, SetOption, whole
 from dpsw_ray.commands.show import show
-from dpsw_ray.config import RunConfig, load_config
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import load_config
 
 __all__ = ["data"]
 
 ProcessesOption = Annotated[
-    int | None, typer.Option(min=1, help="processes that read at a time; default: one for each processor")
+    int | None,
+    typer.Option(
+        parser=whole(1, 1024), help="processes that read at a time; default: one for each processor"
+    ),
+]
+
+AgainOption = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="the source has been corrected: divide it anew under the same account; what was private stays private, "
+        "what was charged stays charged",
+    ),
 ]
 
 data = typer.Typer(
@@ -31,6 +44,7 @@ def import_(
     config: ConfigArgument,
     set_: SetOption = [],  # noqa: B006 (typer reads it)
     processes: ProcessesOption = None,
+    again: AgainOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read the records of a config's `data` section once and store their division, in bounded memory.
@@ -38,22 +52,41 @@ def import_(
     A run does the same where it is not done yet, in one process. Row groups of a Parquet file, record batches of an
     Arrow file and images are read by several processes; the division does not depend on their number.
     """
+    from dpsw_ray.cluster import LocalCluster
     from dpsw_ray.cluster.head_ledger import open_ledger
-    from dpsw_ray.output import resolve_output
-    from dpsw_ray.plan import pin_division, pinned_division, register_account
-    from dpsw_ray.private.ingest import ingest
-    from dpsw_ray.run import check_relation
+    from dpsw_ray.data import open_dataset
+    from dpsw_ray.pipeline.folder import at_terminal, resolve_output
+    from dpsw_ray.pipeline.plan import ledger_account, pin_division, pinned_division, register_account
+    from dpsw_ray.pipeline.run import changed_source, check_receipts, check_relation
+    from dpsw_ray.private.ingest import ingest, source_changed
 
     run = load_config(config, set_)
     resolve_output(run, None)  # a submitted job's own folder is no place for a home or a ledger
     with _head(run):
         ledger = open_ledger(run.ledger_path)
         check_relation(run, ledger)  # before a record is read: the division would tell a protected N
-        # Registered, so that no run may ask for another relation than the one that this division keeps.
-        register_account(run, ledger)
+        p = run.privacy
+        ledger.check(ledger_account(run), p.relation, unit=p.unit, delta=p.delta, publishable=p.publishable)
+        check_receipts(run, LocalCluster(1), ledger)
         pinned = pinned_division(run, ledger)
-        info = ingest(run.data, run.home, run.privacy.relation, processes or os.cpu_count() or 1, pinned)
+        relation = p.relation
+        # Facts about private records, for whoever owns them and sits at this terminal.
+        told = at_terminal()
+        stored = not again and open_dataset(run.data, run.home, relation) is not None
+        info = ingest(
+            run.data, run.home, relation, processes or os.cpu_count() or 1, pinned, again=again, told=told
+        )
+        # Once there is a division, so that no run may ask for another relation than the one that it keeps.
+        register_account(run, ledger)
         pin_division(run, ledger, info)
+        if told and source_changed(run.data, run.home, relation):
+            typer.echo(changed_source(run.data.account), err=True)
+        elif stored and not told:
+            typer.echo(
+                f"{run.data.account} was divided before, and the stored division is used. Whether its source has "
+                "changed since is told at a terminal only: run this command there.",
+                err=True,
+            )
     show({"data set": run.data.account, "relation": run.privacy.relation, **info.to_dict()}, as_json)
 
 
@@ -66,7 +99,7 @@ def show_(
     """Show what is public of a stored division: schema, classes, parts; never a private count under add_remove."""
     from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.data import open_dataset
-    from dpsw_ray.run import check_relation
+    from dpsw_ray.pipeline.run import check_relation
 
     run = load_config(config, set_)
     with _head(run):

@@ -1,19 +1,22 @@
-"""`dpsw ledger show | register | cap | export | verify`: what has been spent on every data set, and its limits."""
+"""`dpsw ledger show | register | remove | cap | export | verify`: what every data set has spent, and its limits."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from dpsw_ray.commands.options import JsonOption
+from dpsw_ray.base.errors import UserError, named, shown
+from dpsw_ray.base.numerals import EXAMPLES, plain_number
+from dpsw_ray.commands.options import JsonOption, file_place, place, real
 from dpsw_ray.commands.show import show
-from dpsw_ray.errors import UserError
 
 if TYPE_CHECKING:
     from dpsw_ray.privacy.ledger import CapEntry, Ledger, LedgerEntry, LedgerTotal
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["ledger"]
 
 LedgerOption = Annotated[
-    Path | None, typer.Option("--ledger", metavar="FILE", help="the ledger; default: the one that runs use")
+    Path | None,
+    typer.Option(
+        "--ledger", metavar="FILE", parser=file_place, help="the ledger; default: the one that runs use"
+    ),
 ]
 FilterOption = Annotated[
     str | None, typer.Option("--filter", metavar="gaussian|renyi", help="the cap's filter")
@@ -35,6 +41,16 @@ class _ShowByDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+class _NegativeNumbers(TyperCommand):
+    """A negative number is an argument, to be refused as what it is, not an option that nobody has."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        numbers = [word for word in args if re.match(r"-[.\d]", word)]
+        if numbers and "--" not in args:
+            args = [*(word for word in args if word not in numbers), "--", *numbers]
         return super().parse_args(ctx, args)
 
 
@@ -70,9 +86,10 @@ def register(
     name: Annotated[str, typer.Argument(metavar="NAME", help="data.name of the runs that will charge it")],
     relation: Annotated[str, typer.Option(metavar="replace_one|zero_out|add_remove")],
     unit: Annotated[str, typer.Option(metavar="record|user")],
-    delta: Annotated[float, typer.Option(help="at which epsilon is totalled")],
+    delta: Annotated[float, typer.Option(parser=real, help="at which epsilon is totalled")],
     cap: Annotated[
-        float | None, typer.Option(metavar="EPS", help="no charge may bring the total above it")
+        float | None,
+        typer.Option(metavar="EPS", parser=real, help="no charge may bring the total above it"),
     ] = None,
     filter: FilterOption = None,
     research: Annotated[bool, typer.Option("--research", help="releases must not be published")] = False,
@@ -85,7 +102,7 @@ def register(
     from dpsw_ray.privacy.relations import check_relation, check_unit
 
     if filter is not None and cap is None:
-        raise UserError(f"--filter {filter} is of a cap: give --cap EPS too.")
+        raise UserError(f"--filter {named(str(filter))} is of a cap: give --cap EPS too.")
     fixed = (check_relation(relation), check_unit(unit), delta)
     chosen = check_filter(filter or "gaussian")
     book = Ledger(_path(file))
@@ -94,6 +111,14 @@ def register(
 
 
 @ledger.command()
+def remove(name: NameArgument, file: LedgerOption = None, as_json: JsonOption = False) -> None:
+    """Remove a data set that was never charged, and with it what it promised; that it was there stays in the log."""
+    book = _existing(file)
+    entry = book.remove(name)
+    show({"ledger": str(book.path), "removed": dataclasses.asdict(entry)}, as_json)
+
+
+@ledger.command(cls=_NegativeNumbers)
 def cap(
     name: NameArgument,
     epsilon: Annotated[str, typer.Argument(metavar="EPS|none", help="the largest total, or no limit")],
@@ -110,7 +135,9 @@ def cap(
     chosen = None if filter is None else check_filter(filter)
     limit = _epsilon(epsilon)
     if limit is None and chosen is not None:
-        raise UserError(f"--filter {filter} is of a cap, and EPS none lifts it: leave one of them out.")
+        raise UserError(
+            f"--filter {named(str(filter))} is of a cap, and EPS none lifts it: leave one of them out."
+        )
     book = _existing(file)
     book.set_cap(name, limit, filter=chosen, raise_=raise_)
     total = book.total(name)
@@ -121,22 +148,24 @@ def cap(
 
 @ledger.command()
 def export(
-    out: Annotated[Path | None, typer.Option(help="the JSON file to write; default: print it")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=place, help="the JSON file to write; default: print it"),
+    ] = None,
     file: LedgerOption = None,
 ) -> None:
     """Write every entry with its hashes as JSON, so that anybody can recompute the chain."""
-    from dpsw_ray.files import to_json, write_json
+    from dpsw_ray.base.files import to_json, write_json
+    from dpsw_ray.pipeline.destination import out_file
     from dpsw_ray.privacy.chain import rows_to_export
 
     book = _existing(file)
+    if out is not None:
+        out = out_file("--out", out, (".json",))
     rows = book.rows()
     if out is None:
         print(to_json(rows_to_export(rows)))
         return
-    if out.is_dir() or out.absolute() == book.path:
-        raise UserError(
-            f"--out {out} is {'a folder' if out.is_dir() else 'the ledger itself'}: give another file."
-        )
     write_json(out, rows_to_export(rows))
     print(f"{len(rows)} entries in {out}")
 
@@ -144,7 +173,10 @@ def export(
 @ledger.command()
 def verify(
     exported: Annotated[
-        Path | None, typer.Argument(metavar="[EXPORT]", help="an earlier export the ledger must begin with")
+        Path | None,
+        typer.Argument(
+            metavar="[EXPORT]", parser=file_place, help="an earlier export the ledger must begin with"
+        ),
     ] = None,
     file: LedgerOption = None,
     as_json: JsonOption = False,
@@ -162,7 +194,7 @@ def verify(
 
 
 def _path(file: Path | None) -> Path:
-    from dpsw_ray.config import RunConfig
+    from dpsw_ray.config.run import RunConfig
 
     return RunConfig().ledger_path if file is None else file
 
@@ -176,10 +208,12 @@ def _existing(file: Path | None) -> Ledger:
 def _epsilon(text: str) -> float | None:
     if text == "none":
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"EPS must be a positive number, or none to lift the cap; found {text!r}.") from None
+    value = plain_number(text)
+    if value is None or not 0 < value < math.inf:
+        raise UserError(
+            f"EPS must be a positive number, or none to lift the cap, found {shown(text)}; {EXAMPLES}."
+        )
+    return float(value)
 
 
 def _show_one(book: Ledger, name: str, as_json: bool) -> None:
@@ -240,7 +274,7 @@ def _line(change: LedgerEntry | CapEntry, total: LedgerTotal) -> tuple[str, ...]
 
 
 def _summary(total: LedgerTotal) -> tuple[str, ...]:
-    from dpsw_ray.rounding import format_number
+    from dpsw_ray.base.rounding import format_number
 
     dataset = total.dataset
     spent = format_number(total.epsilon.upper, 5, ROUND_CEILING)
@@ -254,7 +288,7 @@ def _limit(total: LedgerTotal) -> str:
 
 
 def _left(total: LedgerTotal) -> str:
-    from dpsw_ray.rounding import format_number
+    from dpsw_ray.base.rounding import format_number
 
     return "no limit" if total.remaining is None else format_number(total.remaining, 5, ROUND_FLOOR)
 

@@ -1,8 +1,7 @@
-"""`dpsw flow | generate | evaluate | plan`: runs, more samples, new figures, and what a run would release."""
+"""`dpsw run | generate | evaluate | plan`: runs, more samples, new figures, and what a run would release."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import ROUND_CEILING
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,43 +14,44 @@ from dpsw_ray.commands.options import (
     JsonOption,
     NumOption,
     OutOption,
+    OutputOption,
     QuietOption,
     RunArgument,
     SetOption,
 )
 from dpsw_ray.commands.show import show
-from dpsw_ray.config import RunConfig, load_config
-from dpsw_ray.config_file import read_values
-from dpsw_ray.errors import UserError
+from dpsw_ray.config.file import read_values
+from dpsw_ray.config.run import RunConfig
+from dpsw_ray.methods.registry import load_config
 
 if TYPE_CHECKING:
-    from dpsw_ray.progress import Progress
-    from dpsw_ray.run import RunResult
+    from dpsw_ray.base.progress import Progress
+    from dpsw_ray.pipeline.run import RunResult
 
-__all__ = ["draw_samples", "evaluate", "flow", "generate", "plan", "report_result"]
+__all__ = ["evaluate", "generate", "plan", "report_result", "run"]
 
 
-def flow(
+def run(
     config: ConfigArgument,
     set_: SetOption = [],  # noqa: B006 (typer reads it)
-    output: Annotated[Path | None, typer.Option(help="the run's folder; default runs/<name>")] = None,
+    output: OutputOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Make a run: private records in, a private release, particles, pictures, a report.
 
     The same command with the same config and folder goes on with a run that was interrupted; a release that is
-    stored already is used again and costs nothing.
+    stored already is used again and costs nothing. `dpsw run` is another name of this command.
     """
-    from dpsw_ray.progress import Progress
-    from dpsw_ray.run import run
+    from dpsw_ray.base.progress import Progress
+    from dpsw_ray.pipeline.run import run as make_run
 
     progress = Progress(quiet=quiet)
-    report_result(run(load_config(config, set_), output, progress), progress)
+    report_result(make_run(load_config(config, set_), output, progress), progress)
 
 
 def report_result(result: RunResult, progress: Progress) -> None:
     """Prints figures, promise and places of a finished run."""
-    from dpsw_ray.rounding import format_number
+    from dpsw_ray.base.rounding import format_number
 
     epsilon = format_number(result.privacy["epsilon"]["upper"], 5, ROUND_CEILING)
     unit = "" if result.privacy["unit"] == "record" else f" of one {result.privacy['unit']}"
@@ -78,31 +78,23 @@ def generate(
     quiet: QuietOption = False,
 ) -> None:
     """Draw more samples from a stored release: free, and without any private file."""
-    draw_samples(run_folder, out, num, seed, quiet, _load_plain)
+    from dpsw_ray.base.progress import Progress
+    from dpsw_ray.pipeline.destination import out_file
+    from dpsw_ray.pipeline.folder import lasting
+    from dpsw_ray.pipeline.run import generate as generate_samples
+    from dpsw_ray.pipeline.samples import SUFFIXES
+
+    out = out_file("--out", lasting(out), SUFFIXES)
+    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet), _load)
 
 
-def _load_plain(path: Path) -> RunConfig:
-    if "population" in read_values(path)[0]:
-        raise UserError(
-            f"{path.parent} holds a federated run: draw from it with `python -m federated generate`."
-        )
-    return load_config(path)
+def _load(path: Path) -> RunConfig:
+    """The config of a run of records or of users."""
+    if "population" not in read_values(path)[0]:
+        return load_config(path)
+    from dpsw_ray.federated.config import load_federated
 
-
-def draw_samples(
-    run_folder: Path, out: Path, num: int, seed: int | None, quiet: bool, load: Callable[[Path], RunConfig]
-) -> None:
-    """Writes more samples of a run whose config `load` reads."""
-    from dpsw_ray.output import lasting
-    from dpsw_ray.progress import Progress
-    from dpsw_ray.run import generate as generate_samples
-
-    out = lasting(out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the Parquet file to write.")
-    if blocking := next((place for place in out.absolute().parents if place.is_file()), None):
-        raise UserError(f"--out {out} lies inside {blocking}, which is a file: give another path.")
-    generate_samples(run_folder, out, num, seed, Progress(quiet=quiet), load)
+    return load_federated(path)
 
 
 def evaluate(
@@ -117,8 +109,8 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Measure a finished run's samples anew: figures, pictures and report; reads no private record, charges nothing."""
-    from dpsw_ray.progress import Progress
-    from dpsw_ray.reevaluate import evaluate_again
+    from dpsw_ray.base.progress import Progress
+    from dpsw_ray.pipeline.reevaluate import evaluate_again
 
     progress = Progress(quiet=quiet)
     report_result(evaluate_again(run_folder, set_, full, progress), progress)
@@ -130,6 +122,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would release, at what noise, and what it costs; opens no private file."""
-    from dpsw_ray.plan import describe_plan
+    from dpsw_ray.pipeline.plan import describe_plan
 
     show(describe_plan(load_config(config, set_)), as_json)

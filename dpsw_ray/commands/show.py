@@ -11,7 +11,7 @@ __all__ = ["show"]
 
 def show(values: dict[str, Any], as_json: bool) -> None:
     """Prints `values`; upper bounds are never rounded down."""
-    from dpsw_ray.files import to_json
+    from dpsw_ray.base.files import to_json
 
     text = to_json(values)
     print(text if as_json else "\n".join(_lines(json.loads(text))))
@@ -70,7 +70,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _cell(key: str, value: Any) -> str:
     """One value; an upper bound is never rounded down."""
-    from dpsw_ray.rounding import format_number
+    from dpsw_ray.base.rounding import format_number
 
     if isinstance(value, float) and (key == "upper" or key.startswith("epsilon")):
         return format_number(value, 6, ROUND_CEILING)

@@ -14,26 +14,31 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dpsw_ray.config import DataConfig
-from dpsw_ray.data.parts import DIGEST, write_part
-from dpsw_ray.data.records import RecordSchema, Source
+from dpsw_ray.config.run import DataConfig
+from dpsw_ray.data.parts import DIGEST, found_in, write_part
+from dpsw_ray.data.records import NULL, RecordSchema, Source
 from dpsw_ray.data.sources import open_source
 
-__all__ = ["PARTS", "Collected", "collect", "record_digests"]
+__all__ = ["PARTS", "Collected", "Unprotected", "collect", "record_digests"]
 
 PARTS = ("public", "test", "private")
 _STRETCHES = 4  # for each process: some are read faster than others
+# No picture's: where two null records are one, and no real record is theirs.
+_NULL_DIGEST = hashlib.blake2b(digest_size=16, person=b"dpsw null record").digest()
 
 Digests = npt.NDArray[np.bytes_]
+Unprotected: TypeAlias = Mapping[str, Digests] | None
+"""By part the sorted digests of what was public, or a test record, in all earlier divisions: no other record becomes
+one, as it may be a private one with a value mended. None where there is no earlier division."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Collected:
 
     Attributes:
         path: the raw file of its values.
-        codes: int32 [n], the labels by number of their first appearance, -1 for none.
+        codes: int32 [n], the labels by number of their first appearance, -1 for none, NULL for a null record.
         digests: S16 [n].
     """
 
@@ -51,20 +56,26 @@ class Collected:
     digests: Digests
 
     def store(self, folder: Path, schema: RecordSchema, lookup: npt.NDArray[np.int32], mode: int) -> None:
-        """Writes the part with its final labels, `lookup` by code, and removes the raw file."""
+        """Writes the part with its final labels and removes the raw file.
+
+        Args:
+            folder: of the part.
+            schema: of the records.
+            lookup: int32, the label of every code, and NULL and -1 at the end, where the codes NULL and -1 find them.
+            mode: permission bits of the files.
+        """
         shape = (len(self.codes), schema.size)
         values: npt.NDArray[Any] = (
             np.memmap(self.path, schema.dtype, "r", shape=shape)
             if len(self.codes)
             else np.empty(shape, schema.dtype)
         )
-        # code -1 (no label) takes the look-up table's last entry, which is -1
         write_part(folder, values, lookup[self.codes], self.digests, mode=mode)
         self.path.unlink()
 
 
 def collect(
-    source: Source, cfg: DataConfig, home: Path, folder: Path, processes: int = 1
+    source: Source, cfg: DataConfig, home: Path, folder: Path, before: Unprotected, processes: int = 1
 ) -> tuple[list[str], dict[str, Collected]]:
     """Reads the whole source once.
 
@@ -73,6 +84,7 @@ def collect(
         cfg: the `data` section it was opened from.
         home: the home folder.
         folder: on the private side, for the raw files.
+        before: which records earlier divisions left unprotected.
         processes: how many read at a time, where the source has several stretches.
 
     Returns:
@@ -84,11 +96,11 @@ def collect(
     whole = _Whole(source.schema, folder)
     taken = np.empty(0, DIGEST)
     if source.has_test:
-        whole.add(_read(source, cfg, "test", None, taken, folder / "test"))
+        whole.add(_read(source, cfg, "test", None, taken, before, folder / "test"))
         taken = np.unique(np.concatenate(whole.digests["test"]))
     count = source.stretches("train") if processes > 1 else 1
     if count <= 1:
-        whole.add(_read(source, cfg, "train", None, taken, folder / "train"))
+        whole.add(_read(source, cfg, "train", None, taken, before, folder / "train"))
     else:
         cuts = np.linspace(0, count, min(count, _STRETCHES * processes) + 1).astype(int).tolist()
         context = multiprocessing.get_context("spawn")  # a forked process would hold our locks and threads
@@ -97,7 +109,13 @@ def collect(
         with ProcessPoolExecutor(readers, context, _end_with, (os.getpid(),)) as pool:
             tasks = [
                 pool.submit(
-                    _read_apart, cfg, home, range(cuts[i], cuts[i + 1]), taken, folder / f"{attempt}-{i}"
+                    _read_apart,
+                    cfg,
+                    home,
+                    range(cuts[i], cuts[i + 1]),
+                    taken,
+                    before,
+                    folder / f"{attempt}-{i}",
                 )
                 for i in range(len(cuts) - 1)
             ]
@@ -115,7 +133,7 @@ def record_digests(values: npt.NDArray[Any], schema: RecordSchema) -> Digests:
     digests = (
         hashlib.blake2b(data[i : i + step], digest_size=16).digest() for i in range(0, len(data), step)
     )
-    return np.frombuffer(b"".join(digests), DIGEST)
+    return np.frombuffer(bytearray(b"".join(digests)), DIGEST)  # of a bytearray: writable
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ class _Whole:
 
     def add(self, stretch: _Stretch) -> None:
         known = [self.codes.setdefault(label, len(self.codes)) for label in stretch.labels]
-        lookup = np.array([*known, -1], np.int32)
+        lookup = np.array([*known, NULL, -1], np.int32)
         for name, codes in stretch.codes.items():
             self._labels[name].append(lookup[codes])
             self.digests[name].append(stretch.digests[name])
@@ -179,10 +197,12 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _read_apart(cfg: DataConfig, home: Path, stretches: range, taken: Digests, folder: Path) -> _Stretch:
+def _read_apart(
+    cfg: DataConfig, home: Path, stretches: range, taken: Digests, before: Unprotected, folder: Path
+) -> _Stretch:
     """In a process of its own; what a library warns of may quote a record."""
     warnings.simplefilter("ignore")
-    return _read(open_source(cfg, home), cfg, "train", stretches, taken, folder)
+    return _read(open_source(cfg, home), cfg, "train", stretches, taken, before, folder)
 
 
 def _read(
@@ -191,6 +211,7 @@ def _read(
     part: Literal["train", "test"],
     stretches: range | None,
     taken: Digests,
+    before: Unprotected,
     folder: Path,
 ) -> _Stretch:
     """Sends the records of some stretches to their parts; those of the source's own test part, `taken`, to none."""
@@ -201,11 +222,14 @@ def _read(
     files = {name: _create(folder / f"{name}.raw") for name in PARTS}
     try:
         for values, labels in source.batches(part, stretches):
+            null = np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1)
+            values = np.ma.getdata(values)
             numbers = np.full(len(values), -1, np.int32)
             if labels is not None:
                 numbers[:] = [-1 if x is None else seen.setdefault(x, len(seen)) for x in labels]
             found = record_digests(values, source.schema)
-            for name, rows in _chosen(source, cfg, part, values, found, taken):
+            numbers[null], found[null] = NULL, _NULL_DIGEST
+            for name, rows in _chosen(source, cfg, part, values, found, taken, before):
                 try:
                     files[name].write(np.ascontiguousarray(values[rows], dtype=source.schema.dtype).data)
                 except OSError as error:
@@ -225,20 +249,31 @@ def _read(
 
 
 def _chosen(
-    source: Source, cfg: DataConfig, part: str, values: npt.NDArray[Any], digests: Digests, taken: Digests
+    source: Source,
+    cfg: DataConfig,
+    part: str,
+    values: npt.NDArray[Any],
+    digests: Digests,
+    taken: Digests,
+    before: Unprotected,
 ) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    """Which of a batch's records go to which part."""
+    """Which of a batch's records go to which part; null records to the private one, of a test part's source to none."""
+    null = digests == _NULL_DIGEST
     if part == "test":
-        yield "test", np.ones(len(values), np.bool_)
+        yield "test", ~null
         return
     test_share = 0.0 if source.has_test else cfg.test_fraction
     u = _uniform(digests, cfg.split_seed)
-    keep = ~np.isin(digests, taken)
+    lots = {"test": u < test_share, "public": (u >= test_share) & (u < test_share + cfg.public_fraction)}
+    drawn = ~null & (lots["test"] | lots["public"])
+    for name, lot in lots.items():
+        lot &= drawn if before is None else drawn & found_in(digests, before[name])
+    keep = ~found_in(digests, taken)
     # rows with missing values are dropped here; on the private side they stay and become null records
-    whole = keep & np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    yield "test", whole & (u < test_share)
-    yield "public", whole & (u >= test_share) & (u < test_share + cfg.public_fraction)
-    yield "private", keep & (u >= test_share + cfg.public_fraction)
+    whole = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    for name, lot in lots.items():
+        yield name, keep & whole & lot
+    yield "private", keep & ~lots["test"] & ~lots["public"] & (whole | ~drawn)
 
 
 def _uniform(digests: Digests, seed: int) -> npt.NDArray[np.float64]:

@@ -2,27 +2,36 @@
 
 A data set is divided once. What one division protects, another would train an encoder on, or show as test records,
 and no charge would tell. So a home refuses another division of an account's records, and the ledger pins the first that
-is not for research, wherever it is stored (`dpsw_ray.plan.pin_division`).
+is not for research, wherever it is stored (`dpsw_ray.pipeline.plan.pin_division`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpsw_ray.config import DataConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DAMAGE, DamagedFile, read_json, read_manifest
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data.records import Source
 from dpsw_ray.data.sources import resolved_path
-from dpsw_ray.errors import UserError
 
-__all__ = ["check_one_division", "check_pinned", "damaged", "division_of", "split_rule"]
+__all__ = [
+    "check_bounds",
+    "check_one_division",
+    "check_pinned",
+    "damaged",
+    "division_of",
+    "settled",
+    "split_rule",
+]
 
 _WAYS_OUT = (
     "Keep to that division; if these are other people's records, give them a data.name of their own; for research on "
     "benchmark data alone there are privacy.research: true and another paths.home."
 )
+_SHOWN = 20  # columns in one sentence
 _RULES = {
     "rule": "records or users as what is divided",
     "test": "the source's test part",
@@ -46,6 +55,52 @@ def split_rule(source: Source, cfg: DataConfig) -> dict[str, Any]:
 def division_of(source: str, columns: Sequence[str], rule: Mapping[str, Any]) -> dict[str, Any]:
     """A division as a ledger keeps it: where the records are from, what is read of them, and the rule."""
     return {"source": source, "columns": list(columns), **rule}
+
+
+def settled(cfg: DataConfig, pinned: Mapping[str, Any] | None, folder: Path) -> DataConfig:
+    """The config by which records are divided, where it makes all of them private and some were not before.
+
+    A record that was public has trained encoders, and no later division protects it: it stays what it was, and so does
+    what was private.
+
+    Args:
+        cfg: the `data` section.
+        pinned: the only division that these records may have; None for any.
+        folder: of the data set that is going to be made.
+    """
+    before = pinned
+    for manifest in sorted(folder.parent.glob("[!.]*/dataset.json")) if before is None else ():
+        try:
+            before = read_json(manifest)["split"]
+        except (DamagedFile, OSError, *DAMAGE):
+            continue
+    public, test = ((before or {}).get(key) for key in ("public_fraction", "test_fraction"))
+    # no test fraction: the source's own test part, in which the config has no say
+    if cfg.public_fraction or not public or (test is not None and cfg.test_fraction not in (0.0, test)):
+        return cfg
+    return cfg.model_copy(
+        update={"public_fraction": public, "test_fraction": cfg.test_fraction if test is None else test}
+    )
+
+
+def check_bounds(cfg: DataConfig, columns: Sequence[str], public: bool) -> None:
+    """Refuses a table without public records whose columns nothing public bounds, and bounds of no column.
+
+    Raises:
+        UserError: says which.
+    """
+    bounds = cfg.bounds or {}
+    for column in bounds.keys() - set(columns):
+        raise UserError(f"data.bounds.{column} is no column; the columns are {', '.join(columns)}.")
+    lacking = [column for column in columns if column not in bounds]
+    if lacking and not public:
+        more = ", ..." if len(lacking) > _SHOWN else ""
+        shown = ", ".join(f"{column}: [LOW, HIGH]" for column in lacking[:_SHOWN])
+        raise UserError(
+            f"data.bounds lacks {', '.join(lacking[:_SHOWN])}{more}: where no record is public, bounds of every column "
+            f"come from public knowledge (data.bounds: {{{shown}{more}}}); or name a share of records that need no "
+            "protection with data.public_fraction."
+        )
 
 
 def check_one_division(
@@ -75,14 +130,14 @@ def check_one_division(
     for manifest in sorted(folder.parent.parent.glob("[!.]*/[!.]*/dataset.json")):
         account = manifest.parent.parent.name
         try:
-            stored = json.loads(manifest.read_text())
+            stored = read_manifest(manifest)
             if stored["source"] == "generated":  # of a simulated population: divided by no rule
                 continue
             same_source = (stored["source"], stored["path"]) == (cfg.source, str(path) if path else None)
             differing = [key for key, value in rule.items() if stored["split"].get(key) != value]
             if same_source and tuple(stored["schema"]["columns"]) != columns:
                 differing.append("columns")  # whose values the rule hashes
-        except (OSError, ValueError, KeyError, TypeError):
+        except (DamagedFile, OSError, *DAMAGE):
             if account != cfg.account:
                 continue
             raise damaged(manifest.parent, "its dataset.json is missing or damaged") from None
@@ -123,7 +178,5 @@ def check_pinned(account: str, pinned: Mapping[str, Any], division: Mapping[str,
 
 
 def damaged(folder: Path, what: str) -> UserError:
-    """What to say of a stored data set that cannot be used."""
-    return UserError(
-        f"The stored data set {folder} is damaged: {what}; remove the folder and import it again."
-    )
+    """What to say of a stored data set that cannot be used; it may hold what nobody can make again."""
+    return UserError(f"The stored data set {folder} is damaged: {what}; restore the folder from a copy.")

@@ -18,8 +18,8 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.data.records import BATCH, Batch, RecordSchema
-from dpsw_ray.errors import UserError
 
 __all__ = ["FASHION_CLASSES", "IdxSource", "find_idx_folder", "read_idx"]
 
@@ -113,6 +113,7 @@ class IdxSource:
     def __init__(self, source: Literal["mnist", "fashion_mnist"], folder: Path) -> None:
         self.folder = folder
         self.name = f"{_TITLES[source]} in {folder}"
+        self.files = tuple(path for stem in _STEMS.values() if (path := _find(folder, stem)) is not None)
         self.class_names: Mapping[str, str] | None = None
         if source == "fashion_mnist":
             self.class_names = {str(label): name for label, name in enumerate(FASHION_CLASSES)}
@@ -131,9 +132,8 @@ class IdxSource:
                 raise UserError(
                     f"{images_path} and {labels_path} hold different numbers of records; fetch them again."
                 )
-            if labels.max() > 9:
-                raise UserError(f"{labels_path} is corrupt: it holds labels outside 0 to 9; fetch it again.")
-            yield images[..., None], [str(label) for label in labels.tolist()]
+            # no error for a label that is none: it is one record's, which perhaps is private
+            yield images[..., None], [str(label) if label <= 9 else None for label in labels.tolist()]
 
 
 def find_idx_folder(

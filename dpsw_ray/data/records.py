@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BATCH", "Batch", "Part", "RecordSchema", "Source"]
+__all__ = ["BATCH", "NULL", "Batch", "Part", "RecordSchema", "Source"]
 
 BATCH = 4096
 """Records per batch while importing: what bounds the memory of an import."""
 
+NULL = -2
+"""Label of a null record, which adds nothing; -1 is a record without a (known) class."""
+
 Batch = tuple[npt.NDArray[Any], Sequence[str | None] | None]
-"""Values [n, *shape] (uint8 or float64), and one label per record (None: unknown) or None for no labels."""
+"""Values [n, *shape] (uint8 or float64), and one label per record (None: unknown) or None for no labels.
+
+A record that cannot be read is still there, as the null record: an error would tell of it, and so would its absence.
+A table's has a NaN, an image's is masked (the values are then a `numpy.ma.MaskedArray`).
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Part:
 
     Attributes:
         values: [n, *shape], uint8 for images and float64 for tables.
-        labels: int32 [n], an index into the public class list, -1 for none or unknown.
+        labels: int32 [n], an index into the public class list, -1 for none or unknown, NULL for a null image.
         name: `public`, `test` or `private`.
     """
 
@@ -95,6 +103,7 @@ class Source(Protocol):
         labelled: whether batches carry labels.
         has_test: whether the source has a test part of its own.
         name: what error sentences call it: a file, a folder or a data set.
+        files: what it is read from, in a fixed order; none where it comes with a library.
     """
 
     @property
@@ -112,6 +121,9 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
 
+    @property
+    def files(self) -> tuple[Path, ...]: ...  # noqa: D102
+
     def stretches(self, part: Literal["train", "test"]) -> int:
         """In how many stretches, one after the other, the part can be read independently; 1: only as a whole."""
         ...
@@ -124,6 +136,7 @@ class Source(Protocol):
             stretches: consecutive ones of `stretches(part)`; default: all.
 
         Raises:
-            UserError: the source is damaged; the sentence quotes no record and no number of records.
+            UserError: the source as a whole is damaged, whatever its records are; the sentence quotes no record and
+                no number of records.
         """
         ...

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from dpsw_ray.config import DataConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import DataConfig
 from dpsw_ray.data.celeba import CelebaSource, find_celeba_folder
 from dpsw_ray.data.idx import IdxSource, find_idx_folder
 from dpsw_ray.data.records import Batch, RecordSchema, Source
 from dpsw_ray.data.table import TableSource
-from dpsw_ray.errors import UserError
 
 __all__ = ["DigitsSource", "open_source", "resolved_path"]
 
@@ -26,6 +27,7 @@ class DigitsSource:
     labelled = True
     has_test = False
     name = "digits"
+    files = ()
 
     def stretches(self, part: Literal["train", "test"]) -> int:
         """One; see `Source.stretches`."""
@@ -41,8 +43,26 @@ class DigitsSource:
 
 
 def resolved_path(cfg: DataConfig) -> Path | None:
-    """`data.path` as an absolute path without links, None where it is not set."""
-    return cfg.path.expanduser().resolve() if cfg.path is not None else None
+    """`data.path` as an absolute path without links, None where it is not set.
+
+    Raises:
+        UserError: it can be no path: an unknown user's home, a NUL byte, links in a circle.
+    """
+    if cfg.path is None:
+        return None
+    try:
+        path = cfg.path.expanduser().resolve()
+        path.stat()
+        return path
+    except FileNotFoundError:
+        return path
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise
+        raise UserError(
+            f"data.path {str(cfg.path)!r} leads nowhere: it must be the path of a file or folder, without an unknown "
+            "user's home, a NUL byte, or links in a circle."
+        ) from None
 
 
 def open_source(cfg: DataConfig, home: Path) -> Source:

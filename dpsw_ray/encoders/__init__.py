@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import EncoderConfig
+from dpsw_ray.config.run import EncoderConfig
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.autoencoder import Progress, TrainedEncoder, train_autoencoder
 from dpsw_ray.encoders.base import Encoder, load_encoder
-from dpsw_ray.encoders.cache import cached_encoder, digest_arrays
+from dpsw_ray.encoders.cache import cached_encoder
 from dpsw_ray.encoders.pca import BasisEncoder, PcaEncoder
 from dpsw_ray.encoders.tabular import IdentityEncoder
 
@@ -23,7 +23,6 @@ __all__ = [
     "PcaEncoder",
     "TrainedEncoder",
     "cached_encoder",
-    "digest_arrays",
     "fit_encoder",
     "load_encoder",
     "train_autoencoder",

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 
 __all__ = ["Autoencoder", "build_autoencoder"]
 

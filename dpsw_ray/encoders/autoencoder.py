@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpsw_ray.config import EncoderConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import EncoderConfig
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.architectures import Autoencoder, build_autoencoder
 from dpsw_ray.encoders.base import Encoder, to_records
 from dpsw_ray.encoders.residuals import Residuals
-from dpsw_ray.errors import UserError
+from dpsw_ray.encoders.scaling import column_statistics, restored, standardised
 
 __all__ = ["Progress", "TrainedEncoder", "record_scaling", "scale_records", "seeded", "train_autoencoder"]
 
@@ -83,8 +84,8 @@ class TrainedEncoder(Encoder):
             out = self._mean(batch, classes)
             if self._residuals is not None:
                 out = out + self._residuals.lent(batch, classes if self.conditional else None)
-            values = (out * self._scale + self._shift).cpu().numpy()[: len(points) - start]
-            records[start : start + BATCH] = to_records(values, self.schema)
+            values = restored(out, self._shift.double(), self._scale.double()).cpu().numpy()
+            records[start : start + BATCH] = to_records(values[: len(points) - start], self.schema)
         return records
 
     def keep_residuals(self, values: NDArray[Any], labels: NDArray[np.integer[Any]]) -> None:
@@ -279,15 +280,15 @@ def record_scaling(schema: RecordSchema, train: Tensor) -> tuple[Tensor, Tensor]
         return torch.tensor(float(low), device=train.device), torch.tensor(
             float(high - low), device=train.device
         )
-    values = train.double()
-    deviation = values.std(dim=0)
-    constant = deviation <= 1e-9 * values.abs().amax(dim=0)  # rounding leaves a constant column a deviation
-    return values.mean(dim=0), torch.where(constant, 1.0, deviation)
+    shift, scale = column_statistics(train.cpu().numpy(), ddof=1)
+    return torch.from_numpy(shift).to(train.device), torch.from_numpy(scale).to(train.device)
 
 
 def scale_records(records: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Records [n, *shape] in the net's units, as float32."""
-    return ((records - shift) / scale).float()
+    if records.dtype == torch.uint8:
+        return ((records - shift) / scale).float()
+    return standardised(records, shift, scale).float()
 
 
 Labelled = tuple[Tensor, Tensor]

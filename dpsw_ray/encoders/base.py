@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DAMAGE, DamagedFile, read_bytes, read_manifest, write_bytes, write_manifest
 from dpsw_ray.data.records import RecordSchema
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_bytes, write_json
 
 __all__ = ["Encoder", "load_encoder", "read_weights", "to_records", "write_weights"]
 
@@ -105,7 +104,7 @@ def load_encoder(folder: Path, device: str = "cpu") -> Encoder:
     manifest, weights = read_weights(folder, "encoder.json")
     try:
         return _FAMILIES[manifest["family"]].restore(manifest, weights, device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (*DAMAGE, RuntimeError) as error:
         raise UserError(
             f"{folder} does not hold an encoder of this version ({type(error).__name__})."
         ) from error
@@ -127,7 +126,7 @@ def write_weights(
     torch.save({key: value.detach().cpu() for key, value in weights.items()}, buffer)
     data = buffer.getvalue()
     write_bytes(folder / "weights.pt", data)
-    write_json(
+    write_manifest(
         folder / name, {"format": FORMAT, **manifest, "weights_sha256": hashlib.sha256(data).hexdigest()}
     )
 
@@ -137,16 +136,11 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Ten
 
     Raises:
         UserError: where a file is missing or damaged, or the format is another version's.
+        OSError: as the operating system gives it, where access is refused.
     """
-    try:
-        manifest = json.loads((folder / name).read_text())
-        data = (folder / "weights.pt").read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is missing {Path(str(error.filename)).name}.") from error
-    except ValueError as error:
-        raise UserError(f"{folder / name} is damaged: it is not JSON.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest, data = read_manifest(folder / name), read_bytes(folder / "weights.pt")
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{folder / name} is not of format {FORMAT}.")
     if hashlib.sha256(data).hexdigest() != manifest.get("weights_sha256"):
-        raise UserError(f"{folder / 'weights.pt'} is damaged: its SHA-256 is not the manifest's.")
+        raise DamagedFile.of(folder / "weights.pt", "is damaged (its SHA-256 is not the manifest's)")
     return manifest, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -6,21 +6,18 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpsw_ray.config import RunConfig
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.base import Encoder, load_encoder
-from dpsw_ray.errors import UserError
 
-__all__ = ["cache_key", "cached", "cached_encoder", "code_version", "digest_arrays"]
+__all__ = ["cache_key", "cached", "cached_encoder", "code_version"]
 
 T = TypeVar("T")
 
@@ -82,16 +79,6 @@ def cached(
 def cache_key(**parts: Any) -> str:
     """SHA-256 of the parts as canonical JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def digest_arrays(*arrays: NDArray[Any], **named: NDArray[Any]) -> str:
-    """SHA-256 of arrays with their types and shapes, order and names included."""
-    digest = hashlib.sha256()
-    everything: Mapping[str, NDArray[Any]] = {**{str(i): array for i, array in enumerate(arrays)}, **named}
-    for name, array in everything.items():
-        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 @cache

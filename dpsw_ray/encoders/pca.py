@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.base import Encoder, to_records
-from dpsw_ray.errors import UserError
-from dpsw_ray.release.moments import CONSTANT, STEPS, Moments
+from dpsw_ray.release.moments import RATIO, Moments
 
 __all__ = ["BasisEncoder", "PcaEncoder"]
 
@@ -114,7 +114,8 @@ class BasisEncoder(Encoder):
             out = (2 * values - (low + high)) @ rows.T
             return np.asarray(out / (high[0] - low[0]))
         known = np.asarray(np.isfinite(values).all(axis=1))
-        scaled = (np.clip(np.where(known[:, None], values, low), low, high) - low) / (high - low) * 2 - 1
+        inside = np.clip(np.where(known[:, None], values, low), low, high)
+        scaled = (inside / 2 - low / 2) / (high / 2 - low / 2) * 2 - 1  # halves: the width may overflow
         out = (np.rint(scaled / _TABLE_STEP) * _TABLE_STEP) @ rows.T
         out[~known] = np.nan
         return np.asarray(out)
@@ -131,8 +132,9 @@ class BasisEncoder(Encoder):
 
     def from_box(self, scaled: Array) -> NDArray[Any]:
         """Values [n, size], in [-1, 1] between the ends of their box, to records [n, *shape]; clipped to the box."""
-        middle, half = self.box.mean(axis=1), (self.box[:, 1] - self.box[:, 0]) / 2
-        values = np.clip(middle + half * scaled, self.box[:, 0], self.box[:, 1])
+        low, high = self.box.T
+        with np.errstate(over="ignore"):
+            values = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * scaled, low, high)
         return to_records(values.reshape(-1, *self.schema.shape), self.schema)
 
     def manifest(self) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def _shrunk(moments: Moments, records: float, bands: NDArray[np.intp]) -> tuple[
     largest sum, over a row, of the variances of the noise that is left.
     """
     deviation = moments.noise(records)
-    ratio = STEPS / CONSTANT  # of the mean's noise to the second moments'
+    ratio = RATIO  # of the mean's noise to the second moments'
     mean, noise = moments.mean(records), deviation**2
     blocks = [slice(low, high) for low, high in pairwise(bands)]
     for own in blocks:

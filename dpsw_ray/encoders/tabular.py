@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.base import Encoder, to_records
-from dpsw_ray.errors import UserError
+from dpsw_ray.encoders.scaling import column_statistics, restored, standardised
 
 __all__ = ["IdentityEncoder"]
 
@@ -27,8 +28,9 @@ class IdentityEncoder(Encoder):
     """x -> (x - shift) / (scale * radius), projected onto the unit ball.
 
     Columns with public bounds map their box to [-1, 1] and are clipped to it; the others are standardised by
-    the public mean and standard deviation. The radius is sqrt(d) where every column has bounds (no record is
-    moved), else a high quantile of the public norms with a margin.
+    the public mean and standard deviation, and what is constant in the public part becomes 0. The radius is
+    sqrt(d) where every column has bounds (no record is moved), else a high quantile of the public norms with a
+    margin.
     """
 
     family: ClassVar[str] = "identity"
@@ -74,14 +76,12 @@ class IdentityEncoder(Encoder):
                 "data.bounds of every column."
             )
         shift, scale = np.empty(dim), np.empty(dim)
-        shift[bounded], scale[bounded] = box[bounded].mean(axis=1), np.diff(box[bounded], axis=1)[:, 0] / 2
+        low, high = box[bounded].T / 2
+        shift[bounded], scale[bounded] = high + low, high - low
         radius = math.sqrt(dim)
         if not bounded.all():
-            free = public[:, ~bounded]
-            deviation = free.std(axis=0)
-            constant = deviation <= 1e-9 * np.abs(free).max(axis=0)  # rounding leaves one a deviation
-            shift[~bounded], scale[~bounded] = free.mean(axis=0), np.where(constant, 1.0, deviation)
-            norms = np.linalg.norm((np.clip(public, box[:, 0], box[:, 1]) - shift) / scale, axis=1)
+            shift[~bounded], scale[~bounded] = column_statistics(public[:, ~bounded])
+            norms = np.linalg.norm(standardised(np.clip(public, box[:, 0], box[:, 1]), shift, scale), axis=1)
             radius = max(MARGIN * float(np.quantile(norms, QUANTILE)), 1.0)
         return cls(schema, shift, scale, box, radius)
 
@@ -95,16 +95,8 @@ class IdentityEncoder(Encoder):
         values = np.asarray(records, dtype=np.float64).reshape(-1, self.latent_dim)
         known = np.isfinite(values).all(axis=1, keepdims=True)
         values = np.where(known, np.clip(values, self._box[:, 0], self._box[:, 1]), self._shift)
-        largest = np.finfo(np.float64).max / (4 * self.latent_dim)
-        with np.errstate(over="ignore"):
-            latents = np.clip((values - self._shift) / (self._scale * self._radius), -largest, largest)
-        peak = np.maximum(
-            np.abs(latents).max(axis=1, keepdims=True), 1.0
-        )  # keeps the squares of the norm finite
-        latents /= peak
-        norms = np.sqrt(np.square(latents).sum(axis=1, keepdims=True))
-        outside = norms * peak > 1.0
-        latents = np.where(outside, latents / np.where(norms > 0, norms, 1.0), latents * peak)
+        latents = standardised(values, self._shift, self._scale) / self._radius
+        latents /= np.maximum(np.linalg.norm(latents, axis=1, keepdims=True), 1.0)
         return np.where(known, latents, np.nan)
 
     def decode(
@@ -112,9 +104,8 @@ class IdentityEncoder(Encoder):
     ) -> NDArray[Any]:
         """Latents [n, d] to records [n, *shape], clipped to the public bounds."""
         points = np.asarray(latents, dtype=np.float64).reshape(-1, self.latent_dim)
-        values = np.clip(
-            points * (self._scale * self._radius) + self._shift, self._box[:, 0], self._box[:, 1]
-        )
+        values = restored(points * self._radius, self._shift, self._scale)
+        values = np.clip(values, self._box[:, 0], self._box[:, 1])
         return to_records(values.reshape(-1, *self.schema.shape), self.schema)
 
     def manifest(self) -> dict[str, Any]:

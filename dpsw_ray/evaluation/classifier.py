@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import digest_arrays
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders.autoencoder import Progress, record_scaling, scale_records, seeded
 from dpsw_ray.encoders.base import read_weights, write_weights
-from dpsw_ray.encoders.cache import cache_key, cached, code_version, digest_arrays
-from dpsw_ray.errors import UserError
+from dpsw_ray.encoders.cache import cache_key, cached, code_version
 
 __all__ = ["FEATURES", "Classifier", "cached_classifier", "load_classifier", "net_inputs", "train_classifier"]
 

@@ -12,7 +12,7 @@ from dpsw_ray.data.records import RecordSchema
 
 __all__ = ["Column", "Columns"]
 
-_LARGEST = 2.0**53  # whole numbers beyond are not told apart
+_LARGEST = 2.0**63  # whole numbers below are written as such
 
 
 @dataclass(frozen=True)

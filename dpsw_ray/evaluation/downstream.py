@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.encoders.scaling import column_statistics, power_of_two, standardised
+
 if TYPE_CHECKING:
     from dpsw_ray.evaluation.classifier import Classifier
 
@@ -38,17 +40,17 @@ def logreg_accuracy(
     test_x, test_y = _labelled(test_x, test_y)
     if (settled := _without_model(train_y, test_y)) is not None:
         return settled
-    shift: Any = 0.0
     if train_x.dtype == np.uint8:
-        scale: Any = max(float(train_x.max()), 1.0)
+        brightest = max(float(train_x.max()), 1.0)
+        train_x, test_x = train_x / brightest, test_x / brightest
     else:
-        shift, scale = train_x.mean(axis=0), train_x.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
+        scaling = column_statistics(train_x)
+        train_x, test_x = standardised(train_x, *scaling), standardised(test_x, *scaling)
     model = LogisticRegression(max_iter=200, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cap on iterations is the protocol, not a failure
-        model.fit(((train_x - shift) / scale).astype(np.float32), train_y)
-    return float(model.score(((test_x - shift) / scale).astype(np.float32), test_y))
+        model.fit(train_x.astype(np.float32), train_y)
+    return float(model.score(test_x.astype(np.float32), test_y))
 
 
 def boosted_accuracy(
@@ -73,6 +75,9 @@ def boosted_accuracy(
     test_x, test_y = _labelled(test_x, test_y)
     if (settled := _without_model(train_y, test_y)) is not None:
         return settled
+    if train_x.dtype != np.uint8:  # thresholds are means of values, whose sums must not overflow
+        unit = power_of_two(np.abs(train_x).max(axis=0))
+        train_x, test_x = train_x / unit / 4, np.clip(test_x / 4 / unit, -1.0, 1.0)
     model = HistGradientBoostingClassifier(random_state=seed)
     if np.bincount(train_y)[np.unique(train_y)].min() < 2:
         model.set_params(early_stopping=False)  # its hold-out takes one of every class

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import EvaluationConfig
+from dpsw_ray.config.run import EvaluationConfig
 from dpsw_ray.data.records import Part
 from dpsw_ray.encoders.base import Encoder
 from dpsw_ray.evaluation.classifier import Classifier, cached_classifier

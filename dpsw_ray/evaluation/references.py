@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import digest_arrays, read_manifest, write_manifest
 from dpsw_ray.data.records import Part
 from dpsw_ray.encoders.base import Encoder
-from dpsw_ray.encoders.cache import cache_key, cached, code_version, digest_arrays
+from dpsw_ray.encoders.cache import cache_key, cached, code_version
 from dpsw_ray.encoders.pca import PcaEncoder
-from dpsw_ray.errors import UserError
 from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.report import REFERENCES
-from dpsw_ray.files import write_json
 from dpsw_ray.flow.particles import random_latents
 
 __all__ = ["CEILING", "RANDOM", "REAL", "Candidate", "PartName", "References"]
@@ -122,7 +121,7 @@ class References:
                 self._home / "baselines" / cache_key(name=name, common=common),
                 _read,
                 lambda name=name: measure(self.candidate(name, part)),  # type: ignore[misc]
-                lambda figures, folder: write_json(folder / "figures.json", figures),
+                lambda figures, folder: write_manifest(folder / "figures.json", figures),
             )
             for name in names
         }
@@ -159,7 +158,7 @@ class References:
 
 def _read(folder: Path) -> dict[str, float]:
     try:
-        stored = json.loads((folder / "figures.json").read_text())
+        stored = read_manifest(folder / "figures.json")
         return {name: math.nan if value is None else float(value) for name, value in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder} is damaged: {error}.") from error

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, StrictUndefined
 
-from dpsw_ray.rounding import format_number
+from dpsw_ray.base.rounding import format_number
 
 __all__ = ["REFERENCES", "EncoderSection", "Metric", "ReportContext", "ReportSection", "render_report"]
 
@@ -111,6 +111,7 @@ class ReportContext:
         encoder: the encoder's training, or None where nothing was trained.
         sections: what only some runs have to show.
         mechanism: what was released, in a sentence.
+        unprotected: records by part that nothing protects, or None where that is not known.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ReportContext:
     mechanism: str
     encoder: EncoderSection | None = None
     film: ReportSection | None = None
+    unprotected: Mapping[str, int] | None = None
     sections: Sequence[ReportSection] = ()
 
 

@@ -10,12 +10,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpsw_ray.encoders.scaling import column_statistics, standardised
 from dpsw_ray.evaluation.pictures import DPI, PARTICLES, RELEASED, figure_png
 from dpsw_ray.evaluation.tables import correlations
 
 __all__ = ["columns_figure", "correlations_figure", "paths_figure"]
 
 _BINS = 40
+_EXTREME, _COARSE = 1e-100, 2.0**-40  # deviations that axes have no ticks for
 _TICKS = 30  # columns whose names still fit along an axis
 
 
@@ -26,10 +28,11 @@ def columns_figure(real: NDArray[Any], synthetic: NDArray[Any], names: Sequence[
     figure = Figure(figsize=(max(2.6 * across, 4.5), 2.0 * down + 0.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, x, y, name in zip(panels, real.T, synthetic.T, names, strict=False):
+        (x, y), title = _drawable([x, y], name)
         edges = _edges(x, y)
         axes.stairs(_density(x, edges), edges, fill=True, color=RELEASED, alpha=0.35, label="test records")
         axes.stairs(_density(y, edges), edges, color=PARTICLES, linewidth=1.5, label="samples")
-        _plain(axes, name)
+        _plain(axes, title)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -76,9 +79,11 @@ def paths_figure(
     shades = colormaps["viridis"](np.linspace(0.85, 0.1, len(steps)))
     for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
         columns = [frame[:, number] for frame in frames]
-        edges = _edges(*columns, *([real[:, number]] if real is not None else []))
-        densities = [_density(values, edges) for values in columns]
-        goal = None if real is None else _density(real[:, number], edges)
+        goals = [real[:, number]] if real is not None else []
+        drawn, title = _drawable([*columns, *goals], name)
+        edges = _edges(*drawn)
+        densities = [_density(values, edges) for values in drawn]
+        goal = densities.pop() if goals else None
         tallest = np.quantile([density.max() for density in densities], 0.75) or 1.0
         for level, density in enumerate(densities):
             base = float(len(steps) - 1 - level)
@@ -92,8 +97,21 @@ def paths_figure(
         axes.set_ylim(-0.05, len(steps) + 0.35)
         axes.tick_params(left=False)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.set_title(_short(name), fontsize=10)
+        axes.set_title(title, fontsize=10)
     return figure_png(figure)
+
+
+def _drawable(columns: Sequence[NDArray[Any]], name: str) -> tuple[list[NDArray[Any]], str]:
+    """Columns that axes can show, and a title: in units of their deviation where float64 ends, or is too coarse."""
+    values = np.concatenate([column[np.isfinite(column)] for column in columns])
+    if not len(values):
+        return list(columns), _short(name)
+    (shift,), (scale,) = column_statistics(values[:, None])
+    size = float(np.abs(values).max())
+    if not scale or (size < 1 / _EXTREME and scale > max(size * _COARSE, _EXTREME)):
+        return list(columns), _short(name)
+    scaled = [standardised(column[:, None], np.array([shift]), np.array([scale]))[:, 0] for column in columns]
+    return scaled, f"{_short(name)} (standardised)"
 
 
 def _density(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,15 +126,15 @@ def _edges(*columns: NDArray[Any]) -> NDArray[np.float64]:
     if not len(values):
         return np.linspace(-1.0, 1.0, _BINS + 1)
     low, high = np.quantile(values, [0.001, 0.999])
-    if high - low <= 1e-12 * max(1.0, abs(low)):
+    if high == low:
         return np.linspace(low - 0.5, high + 0.5, _BINS + 1)
     if high - low < _BINS and np.array_equal(columns[-1], np.rint(columns[-1])):
         return np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.0)
     return np.linspace(low, high, _BINS + 1)
 
 
-def _plain(axes: Any, name: str) -> None:
-    axes.set_title(_short(name), fontsize=9)
+def _plain(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9)
     axes.set_yticks([])
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, rankdata, wasserstein_distance
 
+from dpsw_ray.encoders.scaling import column_statistics, standardised
+
 __all__ = ["Marginals", "correlation_gaps", "correlations", "marginals"]
 
 
@@ -32,8 +34,7 @@ def marginals(synthetic: NDArray[Any], real: NDArray[Any]) -> Marginals:
     for i, (x, y) in enumerate(zip(synthetic.T, real.T, strict=True)):
         x, y = x[np.isfinite(x)], y[np.isfinite(y)]
         if len(x) and len(y):
-            # Rounding leaves a constant column a deviation.
-            distances[i] = wasserstein_distance(x, y) / (1.0 if _constant(y) else float(y.std()))
+            distances[i] = _wasserstein(x, y)
             gaps[i] = ks_2samp(x, y, method="asymp").statistic
     return Marginals(distances, gaps)
 
@@ -50,12 +51,11 @@ def correlations(records: NDArray[Any], ranks: bool = False) -> NDArray[np.float
     rows = records[np.isfinite(records).all(axis=1)].astype(np.float64)
     if len(rows) < 2:
         return np.full((records.shape[1],) * 2, np.nan)
-    constant = np.array([_constant(values) for values in rows.T])
     if ranks:
         rows = rankdata(rows, axis=0)
-    centred = np.where(constant, 0.0, rows - rows.mean(axis=0))
-    norms = np.linalg.norm(centred, axis=0)
-    unit = centred / np.where(norms > 0, norms, 1.0)
+    scaled = standardised(rows, *column_statistics(rows))  # a constant column to 0
+    norms = np.linalg.norm(scaled, axis=0)
+    unit = scaled / np.where(norms > 0, norms, 1.0)
     found = np.clip(unit.T @ unit, -1.0, 1.0)
     np.fill_diagonal(found, 1.0)
     return np.asarray(found)
@@ -70,5 +70,12 @@ def correlation_gaps(synthetic: NDArray[Any], real: NDArray[Any], ranks: bool = 
     return float(np.abs(gaps).max()), float(np.sqrt(np.mean(gaps**2)))
 
 
-def _constant(values: NDArray[np.float64]) -> bool:
-    return bool((values == values[0]).all())
+def _wasserstein(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """In units of the deviation of y, or of the column itself where that is 0."""
+    shift, scale = column_statistics(y[:, None])
+    if scale[0]:
+        return float(
+            wasserstein_distance(*(standardised(part[:, None], shift, scale)[:, 0] for part in (x, y)))
+        )
+    unit = max(float(np.abs(x).max()), abs(float(y[0]))) or 1.0  # no sum overflows
+    return float(wasserstein_distance(x / unit, y / unit)) * unit

@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from dpsw_ray.base.files import write_json, write_text
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.cluster import open_cluster
 from dpsw_ray.experiment.execute import execute, look_up
 from dpsw_ray.experiment.folder import ExperimentFolder
@@ -15,9 +18,7 @@ from dpsw_ray.experiment.page import render_comparison
 from dpsw_ray.experiment.record import Recorder
 from dpsw_ray.experiment.table import Table, make_table
 from dpsw_ray.experiment.trial import TrialResult
-from dpsw_ray.files import write_json, write_text
-from dpsw_ray.progress import Progress
-from dpsw_ray.rounding import format_number
+from dpsw_ray.pipeline.plan import stored_protection
 
 __all__ = ["compare"]
 
@@ -45,6 +46,8 @@ def compare(
             f"{len(results)} trials: {len(results) - len(begun)} finished before, {len(begun)} to do, "
             f"{jobs} at a time; what each of them says is in {folder.path / 'logs'}"
         )
+        if begun:
+            progress.say(stored_protection(grid.config))
         with Recorder(grid.config.tracking, folder, grid.config.name) as recorder:
             recorder.begin(_facts(grid))
             for result in results.values():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import Self
 
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_json
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DamagedFile, read_manifest, write_manifest
 
 __all__ = ["ExperimentFolder"]
 
 _MARK = "experiment.json"
+
+_BEFORE = {".lock", _MARK, "sweep.yaml", "base.yaml"}
+"""What an experiment writes before it makes anything."""
 
 
 class ExperimentFolder:
@@ -37,8 +40,10 @@ class ExperimentFolder:
         inside = {entry.name for entry in path.iterdir()} - {".lock"} if path.exists() else set()
         if inside and _MARK not in inside:
             raise UserError(f"--output {path} holds other files: give an empty or a new folder.")
+        self._made = [place for place in (path, *path.parents) if not place.exists()]
+        self._fresh = not inside
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             self._claim(kind)
         except BaseException:
@@ -59,7 +64,13 @@ class ExperimentFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._fresh and {entry.name for entry in self.path.iterdir()} <= _BEFORE:
+            with contextlib.suppress(OSError):  # refused before anything was made: no trace is left
+                for entry in self.path.iterdir():
+                    entry.unlink()
+                for folder in self._made:
+                    folder.rmdir()
         os.close(self._lock)
 
     def _claim(self, kind: str) -> None:
@@ -71,11 +82,11 @@ class ExperimentFolder:
             ) from None
         mark = self.path / _MARK
         if not mark.exists():
-            write_json(mark, {"kind": kind, "id": secrets.token_hex(16)})
+            write_manifest(mark, {"kind": kind, "id": secrets.token_hex(16)})
         try:
-            stored = json.loads(mark.read_text())
+            stored = read_manifest(mark)
             self.id, found = str(stored["id"]), stored["kind"]
-        except (ValueError, KeyError, TypeError):
+        except (DamagedFile, KeyError):
             raise UserError(f"{mark} is damaged: give another --output.") from None
         if found != kind:
             raise UserError(f"--output {self.path} is the folder of a {found}: give another one.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
+from dpsw_ray.base.files import read_json, read_manifest
 
 __all__ = ["MEASURES", "MODELS", "Figures", "Measure", "choose_measures", "read_figures"]
 
@@ -79,13 +79,13 @@ def choose_measures(text: str) -> dict[str, Measure]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names or [text]:
         if name not in MEASURES:
-            raise UserError(f"--metrics takes some of {', '.join(MEASURES)}, found {name!r}.")
+            raise UserError(f"--metrics takes some of {', '.join(MEASURES)}, found {shown(name)}.")
     return {name: MEASURES[name] for name in names}
 
 
 def read_figures(folder: Path) -> Figures:
     """All figures of the finished run in `folder`."""
-    stored = json.loads((folder / "metrics.json").read_text())
+    stored = read_manifest(folder / "metrics.json")
     values: dict[str, Any] = {"seconds": sum(stored["seconds"].values())}
     baselines: dict[str, Mapping[str, float]] = {}
     for name, measure in MEASURES.items():
@@ -94,7 +94,7 @@ def read_figures(folder: Path) -> Figures:
             baselines[name] = entry["baselines"]
     research = folder / "research" / "metrics.json"
     if research.exists():
-        found = json.loads(research.read_text())
+        found = read_json(research)
         values["sliced_w2"] = found["sliced_w2_to_private_latents"]
         values["membership"] = found.get("membership", {}).get("auc")  # not in runs of earlier versions
     return Figures(

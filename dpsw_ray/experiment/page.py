@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.evaluation.report import REFERENCES
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.grid import Grid
 from dpsw_ray.experiment.pictures import curves_figure, sample_images, strip_figure
 from dpsw_ray.experiment.table import Table
-from dpsw_ray.rounding import format_number
 
 __all__ = ["render_comparison", "render_page"]
 

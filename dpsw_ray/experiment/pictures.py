@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import read_manifest
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.evaluation.pictures import image_grid
 from dpsw_ray.experiment.table import Table
@@ -113,18 +113,19 @@ def sample_images(folder: Path) -> NDArray[np.float64] | None:
     Returns:
         Array of size [20, h, w, c], from 0 (black) to 1; a sample that a class lacks is white.
     """
-    schema = RecordSchema.from_dict(json.loads((folder / "encoder" / "encoder.json").read_text())["schema"])
+    schema = RecordSchema.from_dict(read_manifest(folder / "encoder" / "encoder.json")["schema"])
     batch = next(pq.ParquetFile(folder / "samples.parquet").iter_batches(_LOOK_AT))
     if schema.value_range is None:
         return None
     low, high = schema.value_range
     images = (batch.column("pixels").flatten().to_numpy().reshape(-1, *schema.shape) - low) / (high - low)
     chosen = np.ones((COLUMNS, *schema.shape))
-    if "label" not in batch.schema.names:
+    named = [name for name in batch.schema.names if name != "pixels"]
+    if not named:
         chosen[: len(images)] = images[:COLUMNS]
         return chosen
-    labels = np.asarray(batch.column("label").to_pylist(), dtype=object)
-    classes = batch.column("label").dictionary.to_pylist()
+    labels = np.asarray(batch.column(named[0]).to_pylist(), dtype=object)
+    classes = batch.column(named[0]).dictionary.to_pylist()
     each = max(1, COLUMNS // len(classes))
     for number, name in enumerate(classes[:COLUMNS]):
         own = images[labels == name][:each]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from dpsw_ray.config import TrackingConfig
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.run import TrackingConfig
 from dpsw_ray.experiment.folder import ExperimentFolder
 from dpsw_ray.experiment.measures import MEASURES
 from dpsw_ray.experiment.trial import TrialResult
-from dpsw_ray.tracking import Tracker, open_tracker
+from dpsw_ray.pipeline.tracking import Tracker, open_tracker
 
 __all__ = ["Recorder"]
 

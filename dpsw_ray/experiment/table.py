@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t
 
+from dpsw_ray.base.files import atomic_path
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.experiment.measures import Measure
 from dpsw_ray.experiment.trial import Factor, Privacy, TrialResult
-from dpsw_ray.files import atomic_path
-from dpsw_ray.rounding import format_number
 
 __all__ = ["CONFIDENCE", "Cell", "Spread", "Table", "make_table"]
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dpsw_ray.config import ClusterConfig, RunConfig, TrackingConfig
+from dpsw_ray.base.files import read_manifest
+from dpsw_ray.base.progress import Progress
+from dpsw_ray.config.run import ClusterConfig, RunConfig, TrackingConfig
 from dpsw_ray.experiment.measures import Figures, read_figures
-from dpsw_ray.output import RunFolder
-from dpsw_ray.progress import Progress
-from dpsw_ray.run import run
+from dpsw_ray.pipeline.folder import RunFolder
+from dpsw_ray.pipeline.run import run
 
 __all__ = ["Privacy", "Trial", "TrialResult", "finished", "read_result", "run_trial", "trial_config"]
 
@@ -80,7 +81,7 @@ class Privacy:
     @classmethod
     def read(cls, folder: Path) -> Privacy:
         """Of a finished run."""
-        stored = json.loads((folder / "privacy.json").read_text())
+        stored = read_manifest(folder / "privacy.json")
         return cls(
             epsilon=float(stored["epsilon"]["upper"]),
             delta=float(stored["delta"]),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import FlowConfig
+from dpsw_ray.flow.config import FlowConfig
 
 __all__ = ["Division", "divide"]
 

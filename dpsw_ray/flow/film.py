@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import DamagedFile, read_arrays
+
 __all__ = ["Choice", "Film", "Recording", "evenly", "first_of_each", "next_frame", "read_film"]
 
 Choice = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -71,9 +73,9 @@ class Recording:
 def read_film(checkpoint: Path) -> Film | None:
     """The film of a finished flow's checkpoint; None where there is none."""
     try:
-        with np.load(checkpoint, allow_pickle=False) as stored:
-            return Film(stored["film_steps"], stored["film_rows"], stored["film_frames"])
-    except (OSError, ValueError, KeyError):
+        stored = read_arrays(checkpoint)
+        return Film(stored["film_steps"], stored["film_rows"], stored["film_frames"])
+    except (DamagedFile, OSError, KeyError):
         return None
 
 

@@ -14,9 +14,9 @@ from dpsw_ray.cluster.groups import Args, Cluster, WorkerDied, WorkerGroup
 from dpsw_ray.flow.division import Division
 from dpsw_ray.flow.step import Course
 from dpsw_ray.flow.worker import BlockWorker, DriftWorker
-from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing.drift import Slices
 from dpsw_ray.slicing.drift_numba import map_histograms
+from dpsw_ray.tables.quantiles import Targets
 
 __all__ = ["Mover", "open_mover"]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.slicing.directions import round_to_lattice
 
-__all__ = ["RADIUS", "allocate", "confine", "initial", "random_latents"]
+__all__ = ["LOST", "RADIUS", "allocate", "confine", "initial", "random_latents"]
+
+LOST = "Particles have left the range of numbers: choose a smaller flow.step_size or flow.diffusion."
 
 RADIUS = 1.0 - 1e-6
 """Radius of the particles' ball or sphere: the one every private latent was projected into."""
@@ -53,8 +56,13 @@ def confine(particles: NDArray[np.float64], sphere: bool) -> NDArray[np.float64]
     """Projects particles onto the sphere (or into the ball) of radius `RADIUS`, and onto the lattice.
 
     A particle at the centre has no nearest point on the sphere and goes to its first pole.
+
+    Raises:
+        UserError: a particle is no longer anywhere.
     """
     norms = np.linalg.norm(particles, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        raise UserError(LOST)
     if sphere:
         centre = norms[:, 0] < 1e-12
         particles = np.where(centre[:, None], np.eye(1, particles.shape[1]), particles)

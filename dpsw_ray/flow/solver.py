@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import DamagedFile, check_replaceable, read_arrays, write_arrays
 from dpsw_ray.cluster.groups import Cluster
-from dpsw_ray.config import FlowConfig
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import atomic_path
+from dpsw_ray.flow.config import FlowConfig
 from dpsw_ray.flow.division import divide
-from dpsw_ray.flow.film import Choice, Film, Recording, next_frame
+from dpsw_ray.flow.film import Choice, Recording, next_frame
 from dpsw_ray.flow.movers import open_mover
 from dpsw_ray.flow.particles import allocate, initial
+from dpsw_ray.flow.points import Points
 from dpsw_ray.flow.step import Course, flow_steps
-from dpsw_ray.release.quantiles import Targets
 from dpsw_ray.slicing.drift import COST_UNIT
+from dpsw_ray.tables.quantiles import Targets
 
-__all__ = ["FlowResult", "Watch", "flow_steps", "solve"]
+__all__ = ["Watch", "flow_steps", "solve"]
 
+_LOGGER = logging.getLogger(__name__)
 _CHECKPOINT_EVERY = 25
 _WIENER = "by particle"  # how the noise is drawn: a checkpoint of another way is of another flow
 
 Watch = Callable[[int, NDArray[np.float64]], None]
-
-
-@dataclass(frozen=True)
-class FlowResult:
-    """Where the particles ended.
-
-    Attributes:
-        particles: array of size [n, d], sorted by class.
-        labels: array of size [n], int32: the class block of each particle.
-        distances: sliced W2 distance to the release before each step.
-        stopped: why the flow ended, in words.
-        film: the path of the particles that were followed, None where none were.
-    """
-
-    particles: NDArray[np.float64]
-    labels: NDArray[np.int32]
-    distances: list[float]
-    stopped: str
-    film: Film | None = None
 
 
 def solve(
@@ -65,7 +49,7 @@ def solve(
     watch: Watch | None = None,
     follow: Choice | None = None,
     say: Callable[[str], None] = lambda sentence: None,
-) -> FlowResult:
+) -> Points:
     """Moves particles until the sliced distance to the release stops falling.
 
     Every step is a pure function of (particles, targets, step number, seed): a worker that died is rebuilt and
@@ -87,7 +71,8 @@ def solve(
         say: told why workers are left without work, where they are.
 
     Raises:
-        UserError: the noise is so large that the sums of the drift cannot hold it.
+        UserError: the noise is so large that the sums of the drift cannot hold it, the release has something in it that
+            is no number, or the steps are so large that particles cannot be held.
     """
     if not all(targets.slices.fits() for targets in rounds):
         raise UserError(
@@ -95,6 +80,8 @@ def solve(
             f"{rounds[0].slices.grid.width * rounds[0].slices.grid.bins:.3g} times the latents' radius, more than the "
             "drift can add up: choose a larger privacy.epsilon or fewer directions."
         )
+    if not all(np.isfinite(targets.slices.cdf).all() for targets in rounds):
+        raise UserError("The release holds something that is no number: its files are damaged.")
     count, dim = rounds[0].slices.directions.shape
     course = Course(config, count, dim, len(rounds), sphere, seed)
     weights = np.mean([targets.weights for targets in rounds], axis=0)
@@ -154,7 +141,7 @@ def solve(
     if checkpoint is not None and saved != len(distances):
         _save(checkpoint, identity, particles, distances, recording)
     labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    return FlowResult(particles, labels, distances, stopped, recording.film() if recording else None)
+    return Points(particles, labels, distances, stopped, recording.film() if recording else None)
 
 
 def _stalled(distances: list[float], config: FlowConfig) -> bool:
@@ -202,22 +189,25 @@ def _save(
 ) -> None:
     state: dict[str, NDArray[Any]] = recording.stored() if recording is not None else {}
     state |= {"identity": np.array(identity), "particles": particles, "distances": np.array(distances)}
-    with atomic_path(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, **state)  # type: ignore[arg-type]
+    write_arrays(path, state)
 
 
 def _restore(
     path: Path, identity: str, recording: Recording | None
 ) -> tuple[NDArray[np.float64], list[float]] | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    check_replaceable(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["identity"]) != identity:
-                return None
-            particles, distances = stored["particles"], stored["distances"].tolist()
-            if recording is not None:
-                recording.restore(stored)
-            return particles, distances
-    except (OSError, ValueError, KeyError):
-        return None  # a damaged checkpoint costs time, nothing else
+        stored = read_arrays(path)
+        if str(stored["identity"]) != identity:
+            return None
+        particles, distances = stored["particles"], stored["distances"]
+        if not (np.isfinite(particles).all() and np.isfinite(distances).all()):
+            raise DamagedFile.of(path, "holds numbers that are not finite")
+    except (DamagedFile, OSError, KeyError, TypeError):
+        _LOGGER.warning("%s is damaged or cannot be read: the flow starts anew, which charges nothing.", path)
+        return None
+    if recording is not None:
+        recording.restore(stored)
+    return particles, distances.tolist()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import FlowConfig
-from dpsw_ray.flow.particles import RADIUS, confine
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.flow.config import FlowConfig
+from dpsw_ray.flow.particles import LOST, RADIUS, confine
 from dpsw_ray.slicing.directions import LATTICE
 from dpsw_ray.slicing.drift import DRIFT_UNIT
 
@@ -83,6 +84,8 @@ class Step:
             wiener = self._wiener(first, *moved.shape)
             moved = moved + torch.from_numpy(self.spread * wiener).to(moved.device)
         norms = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+        if not bool(torch.isfinite(norms).all()):
+            raise UserError(LOST)
         if not self.sphere:
             return torch.round(moved * (RADIUS / norms.clamp_min(RADIUS)).clamp_max(1.0) / LATTICE) * LATTICE
         centre = norms < 1e-12

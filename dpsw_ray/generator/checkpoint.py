@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import io
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpsw_ray.config import GeneratorConfig
-from dpsw_ray.files import atomic_path
+from dpsw_ray.base.files import DamagedFile, check_replaceable, read_arrays, write_arrays
+from dpsw_ray.generator.config import GeneratorConfig
 from dpsw_ray.generator.network import GeneratorNet
-from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.tables.quantiles import Targets
 
 __all__ = ["Checkpoint", "identity"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,14 @@ class Checkpoint:
 
     def save(self, net: GeneratorNet, optimiser: torch.optim.Adam, distances: list[float]) -> None:
         """Writes the state after `len(distances)` steps; a step's noise follows from its number."""
+        buffer = io.BytesIO()
+        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict()}, buffer)
         state = {
-            "identity": self.identity,
-            "net": net.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "distances": distances,
+            "identity": np.array(self.identity),
+            "distances": np.array(distances),
+            "state": np.frombuffer(buffer.getbuffer(), np.uint8),
         }
-        with atomic_path(self.path) as aside:
-            torch.save(state, aside)
+        write_arrays(self.path, state)
 
     def restore(self, net: GeneratorNet, optimiser: torch.optim.Adam) -> list[float]:
         """Puts a saved state into the network and its optimiser.
@@ -48,18 +52,26 @@ class Checkpoint:
         Returns:
             The distance at each step already taken; empty where there is no state to use.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return []
+        check_replaceable(self.path)
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            if state["identity"] != self.identity:
+            stored = read_arrays(self.path)
+            if str(stored["identity"]) != self.identity:
                 return []
-            distances = [float(distance) for distance in state["distances"]]
-        except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError):
-            return []  # a damaged checkpoint costs time, nothing else
+            weights, distances = stored["state"].tobytes(), stored["distances"]
+            if not np.isfinite(distances).all():
+                raise DamagedFile.of(self.path, "holds numbers that are not finite")
+        except (DamagedFile, OSError, KeyError, TypeError):
+            _LOGGER.warning(
+                "%s is damaged or cannot be read: the training starts anew, which charges nothing.", self.path
+            )
+            return []
+        state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
-        return distances
+        taken: list[float] = distances.tolist()
+        return taken
 
 
 def identity(rounds: Sequence[Targets], config: GeneratorConfig, sphere: bool, seed: int, device: str) -> str:

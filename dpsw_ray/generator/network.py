@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.encoders.base import read_weights, write_weights
-from dpsw_ray.errors import UserError
 from dpsw_ray.flow.particles import RADIUS, confine
 from dpsw_ray.generator.threads import one_thread
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpsw_ray.flow.particles import allocate
-from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.tables.quantiles import Targets
 
 __all__ = ["Round", "Rounds", "quantiles"]
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsw_ray.config import GeneratorConfig
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.encoders.autoencoder import seeded
-from dpsw_ray.errors import UserError
 from dpsw_ray.generator.checkpoint import Checkpoint, identity
+from dpsw_ray.generator.config import GeneratorConfig
 from dpsw_ray.generator.network import Generator, GeneratorNet
 from dpsw_ray.generator.rounds import Round, Rounds
 from dpsw_ray.generator.threads import one_thread
-from dpsw_ray.release.quantiles import Targets
+from dpsw_ray.tables.quantiles import Targets
 
 __all__ = ["generator_steps", "train_generator"]
 

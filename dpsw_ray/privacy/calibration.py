@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.accountants import RdpAccountant, bound, compose_mu
 from dpsw_ray.privacy.events import Event, NoiseKind, SlicedHistogramEvent
 from dpsw_ray.privacy.gaussian import AccountingError, bisect, check_delta, gaussian_delta, gaussian_epsilon
@@ -112,6 +112,8 @@ def _by_model(
         found = upper(level)
         if (1 - _TOLERANCE) * epsilon <= found <= epsilon:
             return level
+        if found == 0:  # so small an epsilon that delta pays for all of it
+            break
         aim *= wanted / found
     raise AccountingError("The exact bound does not follow Renyi's.")
 
@@ -202,7 +204,7 @@ def calibrate_histogram_noise(
 
 def _check_target(epsilon: float, delta: float) -> None:
     if not epsilon > 0:
-        raise UserError(f"epsilon must be positive, found {epsilon!r}.")
+        raise UserError(f"epsilon must be positive, found {shown(epsilon)}.")
     check_delta(delta)
 
 

@@ -8,15 +8,18 @@ of `body` sorted); the first entry follows 64 zeros. An export holds every row, 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpsw_ray.errors import UserError, explain_os_error
+from dpsw_ray.base.errors import UserError, explain_os_error
 
 __all__ = ["Chain", "Row", "first_break", "head_of", "rows_from_export", "rows_to_export"]
 
@@ -57,10 +60,18 @@ def first_break(rows: Iterable[Row]) -> int | None:
     """The place, from 1, of the first row that does not follow from the one before it; None for a whole chain."""
     head = _GENESIS
     for place, row in enumerate(rows, 1):
+        if not _has_types(row):  # a cell of SQLite may hold anything, and so may an export
+            return place
         if (row.seq, row.prev_hash) != (place, head) or row.entry_hash != _hash(*row[:5]):
             return place
         head = row.entry_hash
     return None
+
+
+def _has_types(row: Row) -> bool:
+    texts = [row.kind, row.body, row.prev_hash, row.entry_hash]
+    texts += [] if row.release_id is None else [row.release_id]
+    return type(row.seq) is int and all(type(text) is str for text in texts)
 
 
 def head_of(rows: Sequence[Row]) -> str:
@@ -110,14 +121,14 @@ def rows_from_export(path: Path) -> tuple[Row, ...]:
 
 
 class Chain:
-    """The log at `path`, created with its folders where missing, readable by its owner only.
+    """The log at `path`, created with its folders by its first entry where missing, readable by its owner only.
 
     Instances hold no connection: they may be pickled, shared by threads and used across forks. One writer
     at a time; others wait.
 
     Args:
         path: the SQLite file, absolute.
-        create: False leaves a missing or empty file as it is and refuses it.
+        create: False refuses a missing or empty file.
         timeout_s: longest wait for other writers.
 
     Raises:
@@ -126,35 +137,39 @@ class Chain:
 
     def __init__(self, path: Path, create: bool, timeout_s: float) -> None:
         self.path = path
+        self.create = create
         self.timeout_s = timeout_s
         try:
+            _check_kind(path, create)
             if create:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            elif not path.exists():
-                raise UserError(
-                    f"There is no privacy ledger at {path}: the first run or `dpsw ledger register` makes it; "
-                    "--ledger FILE names another."
-                )
+                _check_room(path)
         except OSError as error:
             raise UserError(f"The privacy ledger cannot be opened. {explain_os_error(error)}") from None
         with self.transaction(write=False) as connection:
-            empty = _is_empty(connection)
-        if empty and not create:
-            raise UserError(f"{path} is an empty file, not a privacy ledger: --ledger FILE names another.")
-        if empty:
-            with self.transaction(write=True) as connection:
-                if _is_empty(connection):  # another process may have been first
-                    for statement in _statements(_SCHEMA):
-                        connection.execute(statement)
+            if _is_empty(connection) and not create:
+                raise UserError(
+                    f"{path} is an empty file, not a privacy ledger: --ledger FILE names another."
+                )
+
+    def _connect(self, write: bool) -> sqlite3.Connection:
+        """A connection to the file, made with its folders where something is going to be written."""
+        if write and self.create:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            except OSError as error:
+                raise UserError(f"The privacy ledger cannot be opened. {explain_os_error(error)}") from None
+        elif self.create and not self.path.exists():  # nothing is written yet, and asking makes no file
+            return sqlite3.connect(":memory:", isolation_level=None)
+        return sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=self.timeout_s, isolation_level=None
+        )
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
         """One transaction on a connection of its own; commits where the body ends without an error."""
         try:
-            connection = sqlite3.connect(
-                f"{self.path.as_uri()}?mode=rw", uri=True, timeout=self.timeout_s, isolation_level=None
-            )
+            connection = self._connect(write)
             try:
                 # EXTRA is FULL plus an fsync of the folder after the rollback journal is removed: without it
                 # a power cut just after the commit could bring the journal back and undo the charge.
@@ -165,6 +180,9 @@ class Chain:
                         raise UserError(
                             f"{self.path} is a SQLite file of another program, not a privacy ledger."
                         )
+                    if write and _is_empty(connection):
+                        for statement in _statements(_SCHEMA):
+                            connection.execute(statement)
                     yield connection
                 except BaseException:
                     connection.rollback()
@@ -174,13 +192,18 @@ class Chain:
                 connection.close()
         except sqlite3.Error as error:
             raise UserError(self._explain(error)) from None
+        except UnicodeDecodeError:  # SQLite's own message quotes what it found
+            raise UserError(_PROBLEMS["SQLITE_CORRUPT"].format(path=self.path)) from None
 
     def rows(self, connection: sqlite3.Connection) -> tuple[Row, ...]:
         """All entries, oldest first.
 
         Raises:
-            UserError: naming the first entry that was changed or cut.
+            UserError: naming the first entry that was changed or cut; or tables, views or triggers are not those of a
+                ledger, and what is written might not stay, or what is read not be what was written.
         """
+        if _is_empty(connection):
+            return ()
         cursor = connection.execute(
             "SELECT seq, kind, body, release_id, prev_hash, entry_hash FROM log ORDER BY seq"
         )
@@ -191,6 +214,9 @@ class Chain:
         written = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
         if written is not None and written[0] != len(rows):
             raise self._tampered(f"entry {len(rows) + 1} of {written[0]} is missing")
+        if (found := _schema(connection)) != _made_schema():
+            names = sorted({name for _, name, _ in found ^ _made_schema()})
+            raise self._tampered(f"its tables and triggers are not those of a ledger ({', '.join(names)})")
         return rows
 
     def check_file(self, connection: sqlite3.Connection) -> None:
@@ -211,10 +237,15 @@ class Chain:
         values: Mapping[str, Any],
         release_id: str | None = None,
     ) -> None:
-        """Adds an entry after `rows`, all there are, inside the caller's transaction."""
+        """Adds an entry after `rows`, all there are, inside the caller's transaction, and reads it back."""
         head, seq, body = head_of(rows), len(rows) + 1, _canonical(values)
         row = Row(seq, kind, body, release_id, head, _hash(seq, kind, body, release_id, head))
         connection.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", row)
+        stored = connection.execute(
+            "SELECT seq, kind, body, release_id, prev_hash, entry_hash FROM log WHERE seq = ?", (seq,)
+        ).fetchone()
+        if stored != row:
+            raise sqlite3.DatabaseError("what was written to it did not stay")
 
     def _tampered(self, what: str) -> UserError:
         return UserError(
@@ -227,7 +258,7 @@ class Chain:
         for prefix, sentence in _PROBLEMS.items():
             if code.startswith(prefix):
                 return sentence.format(path=self.path, folder=self.path.parent, timeout=self.timeout_s)
-        return f"The privacy ledger {self.path} cannot be used: {error}."
+        return f"The privacy ledger {self.path} cannot be used: {' '.join(str(error).split())}."
 
 
 _PROBLEMS = {
@@ -245,6 +276,48 @@ _PROBLEMS = {
     "paths.ledger.",
     "SQLITE_CORRUPT": "The privacy ledger {path} is damaged: restore a copy; its totals cannot be trusted.",
 }
+
+
+def _check_kind(path: Path, create: bool) -> None:
+    """Refuses what is no regular file: to open a FIFO or a device waits for ever, or changes something."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        if create:
+            return
+        raise UserError(
+            f"There is no privacy ledger at {path}: the first run or `dpsw ledger register` makes it; "
+            "--ledger FILE names another."
+        ) from None
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+        raise UserError(
+            f"The privacy ledger cannot be opened: {path} is {what}; name a file under paths.ledger, or with "
+            "--ledger FILE."
+        )
+
+
+def _check_room(path: Path) -> None:
+    """Refuses a place where the first entry could not make the file, or add to it: before anything is computed."""
+    place = next(place for place in (path, *path.parents) if place.exists())
+    if place != path and not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK if place == path else os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str | None]]:
+    """Type, name and text of everything that the file is made of."""
+    return frozenset(connection.execute("SELECT type, name, sql FROM sqlite_master"))
+
+
+@functools.cache
+def _made_schema() -> frozenset[tuple[str, str, str | None]]:
+    """Of a ledger that this program made."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in _statements(_SCHEMA):
+            connection.execute(statement)
+        return _schema(connection)
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.errors import UserError
-from dpsw_ray.privacy.noise import MAX_STD
+from dpsw_ray.base.errors import UserError, shown
 
-__all__ = ["MAX_DRAWN", "NoiseTable", "discrete_gaussian"]
+__all__ = ["MAX_DISCRETE_STD", "MAX_DRAWN", "NoiseTable", "discrete_gaussian"]
+
+MAX_DISCRETE_STD = 2.0**58
+"""Largest sigma: `opendp` saturates at the ends of int64, which are 32 standard deviations away from here."""
 
 MAX_DRAWN = 2**24
 """Cells of the largest table that is worth drawing: some minutes of sampling, 128 MiB."""
@@ -42,9 +44,10 @@ class NoiseTable:
             raise ValueError(f"a noise table has 8 bytes per cell, found {len(self.secret)} bytes")
 
     @classmethod
-    def draw(cls, std: float, count: int) -> NoiseTable:
-        """A fresh table as `discrete_gaussian` draws it."""
-        return cls(discrete_gaussian(std, count).astype("<i8").tobytes())
+    def draw(cls, *stretches: tuple[float, int]) -> NoiseTable:
+        """A fresh table as `discrete_gaussian` draws it: sigma and number of cells of each stretch, in their order."""
+        drawn = [discrete_gaussian(std, count) for std, count in stretches]
+        return cls(np.concatenate(drawn).astype("<i8").tobytes())
 
     def cells(self) -> NDArray[np.int64]:
         """The noise: array of size [count]."""
@@ -64,9 +67,10 @@ def discrete_gaussian(std: float, count: int) -> NDArray[np.int64]:
     Raises:
         UserError: a std that is negative, not finite or too large for int64.
     """
-    # `opendp` saturates at the ends of int64; up to MAX_STD these are 32 standard deviations away.
-    if not 0 <= std <= MAX_STD:
-        raise UserError(f"The noise's standard deviation must lie in [0, 2^58] lattice units, found {std!r}.")
+    if not 0 <= std <= MAX_DISCRETE_STD:
+        raise UserError(
+            f"The noise's standard deviation must lie in [0, 2^58] lattice units, found {shown(std)}."
+        )
     noise = np.zeros(count, dtype=np.int64)
     if std == 0:
         return noise

@@ -21,14 +21,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.accountants import compose_mu, rdp_budget, rdp_curve
 from dpsw_ray.privacy.calibration import calibrate_gaussian_mu
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import AccountingError, gaussian_epsilon
 from dpsw_ray.privacy.relations import Relation
 
-__all__ = ["FILTERS", "Cap", "Filter", "Spending", "check_countable", "check_filter", "make_cap"]
+__all__ = ["FILTERS", "Cap", "Filter", "Spending", "check_cap", "check_countable", "check_filter", "make_cap"]
 
 Filter = Literal["gaussian", "renyi"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
@@ -68,7 +68,22 @@ def check_filter(name: str) -> Filter:
     for known in FILTERS:
         if name == known:
             return known
-    raise UserError(f"filter must be one of {', '.join(FILTERS)}, found {name!r}.")
+    raise UserError(f"filter must be one of {', '.join(FILTERS)}, found {shown(name)}.")
+
+
+def check_cap(cap: Cap) -> Cap:
+    """Returns a stored cap where `make_cap` could have made it.
+
+    Raises:
+        ValueError: it could not.
+    """
+    numbers = (cap.epsilon,) if cap.order is None else (cap.epsilon, cap.order)
+    plain = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if not plain or not _SMALLEST <= cap.epsilon <= _LARGEST or cap.filter not in FILTERS:
+        raise ValueError("this is no cap")
+    if (cap.order is None) != (cap.filter == "gaussian") or (cap.order is not None and cap.order <= 1):
+        raise ValueError("this is no cap")
+    return cap
 
 
 def make_cap(epsilon: float, delta: float, filter: Filter, order: float | None = None) -> Cap:
@@ -85,7 +100,7 @@ def make_cap(epsilon: float, delta: float, filter: Filter, order: float | None =
         UserError: epsilon out of range, an unknown filter, or no order that could certify so small an epsilon.
     """
     if not 0 < epsilon < math.inf:
-        raise UserError(f"A cap must be a positive finite epsilon, found {epsilon!r}.")
+        raise UserError(f"A cap must be a positive finite epsilon, found {shown(epsilon)}.")
     if not _SMALLEST <= epsilon <= _LARGEST:
         raise UserError(f"A cap must lie between epsilon {_SMALLEST:g} and {_LARGEST:g}, found {epsilon:g}.")
     if check_filter(filter) == "gaussian":

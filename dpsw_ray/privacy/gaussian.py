@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from scipy.special import erfcx, ndtr
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 
 __all__ = ["AccountingError", "EpsilonBounds", "check_delta", "gaussian_delta", "gaussian_epsilon"]
 
@@ -49,9 +49,11 @@ def check_delta(delta: float) -> float:
         UserError: it does not.
     """
     if not 0 < delta < 1:
-        raise UserError(f"delta must lie between 0 and 1, found {delta!r}.")
+        raise UserError(f"delta must lie between 0 and 1, found {shown(delta)}.")
     if delta < _SMALLEST_DELTA:
-        raise UserError(f"delta must be at least {_SMALLEST_DELTA:g} to be worked with, found {delta!r}.")
+        raise UserError(
+            f"delta must be at least {_SMALLEST_DELTA:g} to be worked with, found {shown(delta)}."
+        )
     return delta
 
 

@@ -3,8 +3,10 @@
 * Charge before release: `Ledger.charge` returns once the entry is on disk, and nothing noisy may leave a
   mechanism before it has. A crash then wastes budget but never hides any. The caller makes the release id
   first, so that after a crash `Ledger.find_charge` tells whether it had been charged.
-* Registrations, divisions, charges and changes of a cap are one log (`dpsw_ray.privacy.chain`): every call reads it
-  through its hash chain.
+* The private side keeps receipts of charges (`dpsw_ray.private.receipts`): a ledger that lacks one of them was deleted,
+  cut, rolled back, or is another one, and charges nothing.
+* Registrations, removals, divisions, charges and changes of a cap are one log (`dpsw_ray.privacy.chain`): every call
+  reads it through its hash chain.
 * A data set is divided into public, private and test parts in one way: what one division protects, another would
   publish as public, and no charge would tell.
 * A cap is a filter (`dpsw_ray.privacy.filters`): its theorem holds for charges chosen after seeing earlier
@@ -19,22 +21,23 @@ import dataclasses
 import datetime
 import difflib
 import json
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, named, shown
 from dpsw_ray.privacy.accountants import bound, compose_mu
 from dpsw_ray.privacy.chain import Chain, Row, head_of
 from dpsw_ray.privacy.events import Event, common_unit
 from dpsw_ray.privacy.filters import Cap, Filter, Spending, check_countable, check_filter, make_cap
 from dpsw_ray.privacy.gaussian import EpsilonBounds, check_delta
-from dpsw_ray.privacy.ledger_log import CapEntry, DatasetEntry, LedgerEntry, Log, read_log
+from dpsw_ray.privacy.ledger_log import CapEntry, DatasetEntry, LedgerEntry, Log, Receipt, read_log
 from dpsw_ray.privacy.relations import Relation, Unit, check_relation, check_unit
 
-__all__ = ["CapEntry", "DatasetEntry", "Ledger", "LedgerEntry", "LedgerHead", "LedgerTotal"]
+__all__ = ["CapEntry", "DatasetEntry", "Ledger", "LedgerEntry", "LedgerHead", "LedgerTotal", "Receipt"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path, create: bool = True, *, timeout_s: float = 60.0) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = _absolute(path)
         self._chain = Chain(self.path, create, timeout_s)
         self._log()
 
@@ -172,6 +175,31 @@ class Ledger:
         """How records are divided, None where no division of them is pinned."""
         return self._log().divisions.get(data)
 
+    def remove(self, name: str) -> DatasetEntry:
+        """Removes a data set that was never charged; that it was there stays in the log.
+
+        The division of its records goes with it where no other account is of these records: nothing was released that
+        another division could betray.
+
+        Raises:
+            UserError: it is not registered, or was charged.
+        """
+        with self._chain.transaction(write=True) as connection:
+            log = read_log(self._chain.rows(connection), self.path)
+            known = self._dataset(log, name)
+            charges = sum(charge.dataset == name for charge in log.charges)
+            if charges:
+                raise UserError(
+                    f"Data set {name} has {charges:,} charge{'s' * (charges > 1)} in {self.path}: what was released "
+                    "stays released, so its account cannot be removed."
+                )
+            data = name.removesuffix(" users")
+            others = {other for other in (data, f"{data} users") if other in log.datasets} - {name}
+            lifted = data if data in log.divisions and known.publishable and not others else None
+            body = {"dataset": name, "division": lifted, "time": _now()}
+            self._chain.append(connection, log.rows, "remove", body)
+        return known
+
     def set_cap(
         self, name: str, epsilon: float | None, *, filter: Filter | None = None, raise_: bool = False
     ) -> DatasetEntry:
@@ -222,6 +250,7 @@ class Ledger:
         *,
         unit: Unit | None = None,
         delta: float | None = None,
+        publishable: bool | None = None,
     ) -> None:
         """Compares like `register`, the cap like `charge`; writes nothing: before a record is read.
 
@@ -231,6 +260,7 @@ class Ledger:
             events: what is going to be charged.
             unit: in which they differ; None is not compared.
             delta: at which epsilon is totalled; None is not compared.
+            publishable: False for research accounts; None is not compared.
 
         Raises:
             UserError: no name for a data set, `name` is registered with other promises, or the charge would be refused.
@@ -240,7 +270,12 @@ class Ledger:
         known = log.datasets.get(name)
         if known is None:
             return
-        promised = {"relation": check_relation(relation), "unit": unit, "delta": delta}
+        promised = {
+            "relation": check_relation(relation),
+            "unit": unit,
+            "delta": delta,
+            "publishable": publishable,
+        }
         self._compare(known, {key: value for key, value in promised.items() if value is not None})
         if events:
             _check_charge(known, log, events)
@@ -253,8 +288,9 @@ class Ledger:
         note: str = "",
         *,
         release_id: str | None = None,
+        receipts: Sequence[Receipt] = (),
     ) -> str:
-        """Charges `events` to a data set; the entry is on disk when this returns.
+        """Charges `events` to a data set; the entry is on disk, and was read back, when this returns.
 
         Args:
             name: a registered data set.
@@ -262,18 +298,20 @@ class Ledger:
             run_id: whose charge it is.
             note: for the reader.
             release_id: made by the caller beforehand for `find_charge`; one release is charged once.
+            receipts: of charges that the private side remembers; the ledger must have them all.
 
         Returns:
             The charge id.
 
         Raises:
             UserError: unknown data set, a unit or relation the events do not fit, a release that is already
-                charged, an event the cap's filter does not admit, a total above the cap (nothing is written),
-                a file that cannot be written.
+                charged, an event the cap's filter does not admit, a total above the cap, a charge missing that there
+                is a receipt of (nothing is written), a file that cannot be written.
         """
         release_id = uuid.uuid4().hex if release_id is None else release_id
         with self._chain.transaction(write=True) as connection:
             log = read_log(self._chain.rows(connection), self.path)
+            self._check_receipts(log, receipts)
             dataset = self._dataset(log, name)
             for charge in log.charges:
                 if charge.row.release_id == release_id:
@@ -293,7 +331,20 @@ class Ledger:
                 "time": _now(),
             }
             self._chain.append(connection, log.rows, "charge", body, release_id)
+        if self.find_charge(release_id) is None:
+            raise UserError(
+                f"The privacy ledger {self.path} does not hold the charge that was just written to it: nothing may be "
+                "released on it; look for what else writes to that file or its disk."
+            )
         return charge_id
+
+    def check_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Refuses to be taken for a ledger that holds charges which this one lacks.
+
+        Raises:
+            UserError: one of the charges that the private side remembers is missing.
+        """
+        self._check_receipts(self._log(), receipts)
 
     def find_charge(self, release_id: str) -> LedgerEntry | None:
         """The charge of a release, or None where it was never charged."""
@@ -379,12 +430,24 @@ class Ledger:
             rows = self._chain.rows(connection)
         return read_log(rows, self.path)
 
+    def _check_receipts(self, log: Log, receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            if not log.holds(receipt):
+                raise UserError(
+                    f"The privacy ledger {self.path} lacks a charge to {receipt.account} that was made (entry "
+                    f"{receipt.seq}, hash {receipt.entry_hash[:12]}): it was deleted, cut or put back from an older "
+                    "copy, or the charge is in another ledger. Nothing is charged: name the ledger that has it under "
+                    "paths.ledger, or restore the newest copy of the file."
+                )
+
     def _dataset(self, log: Log, name: str) -> DatasetEntry:
         if name not in log.datasets:
             known = ", ".join(log.datasets) or "none"
             close = difflib.get_close_matches(name, log.datasets, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"Data set {name} is not registered in {self.path}{hint}; registered: {known}.")
+            raise UserError(
+                f"Data set {named(name)} is not registered in {self.path}{hint}; registered: {known}."
+            )
         return log.datasets[name]
 
     def _compare(self, known: DatasetEntry, wanted: Mapping[str, Any]) -> None:
@@ -399,11 +462,28 @@ class Ledger:
                 )
 
 
+def _absolute(path: str | Path) -> Path:
+    try:
+        place = Path(path).expanduser().absolute()
+        os.fspath(place).encode()
+    except RuntimeError:  # no such user
+        raise UserError(
+            f"The privacy ledger cannot be opened: nobody is called {Path(path).parts[0]}."
+        ) from None
+    except UnicodeEncodeError:
+        raise UserError(f"The path of the privacy ledger must be UTF-8, found {str(path)!a}.") from None
+    if "\0" in os.fspath(place):
+        raise UserError(
+            f"The path of the privacy ledger must not contain a NUL character, found {str(path)!a}."
+        )
+    return place
+
+
 def _check_name(name: str) -> None:
     if not name or name != name.strip() or not name.isprintable():
         raise UserError(
             f"A data set in the privacy ledger needs a name of printable characters, without blanks around it, "
-            f"found {name!r}."
+            f"found {shown(name)}."
         )
 
 

@@ -130,8 +130,15 @@ class SampledGaussian(Loss):
     sampling: float
 
     def rdp(self, orders: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mironov, Talwar and Zhang (2019), equation (5), at whole orders; see `between_whole_orders`."""
-        return between_whole_orders(orders, lambda order: _sampled_bound(self.mu, self.sampling, order))
+        """Mironov, Talwar and Zhang (2019), equation (5), at whole orders; see `between_whole_orders`.
+
+        Below order 2, where the chord is flat and large losses want the bound, the same moment by integration.
+        """
+        curve = between_whole_orders(orders, lambda order: _sampled_bound(self.mu, self.sampling, order))
+        low = np.flatnonzero(np.asarray(orders) < 2)
+        finer = [_sampled_integral(self.mu, self.sampling, float(order)) for order in orders[low]]
+        curve[low] = np.minimum(curve[low], finer)
+        return curve
 
 
 @functools.lru_cache(maxsize=65536)
@@ -148,6 +155,28 @@ def _sampled_bound(mu: float, q: float, order: int) -> float:
     total = largest + math.log(float(np.exp(excess - largest).sum()))
     moment = total + math.log1p(math.exp(-total)) if total > 0 else math.log1p(math.exp(total))
     return moment * (1 + 1e-9) / (order - 1)
+
+
+_ROUNDING = 1e-13  # of the logarithm of a sum near 1
+
+
+@functools.lru_cache(maxsize=65536)
+def _sampled_integral(mu: float, q: float, order: float) -> float:
+    """Renyi divergence of P = (1 - q) N(0, 1) + q N(mu, 1) from Q = N(0, 1); it bounds the other order.
+
+    The moment E_Q[(P / Q)^order] by the trapezoidal rule: its integrand is analytic up to pi / mu beside the real
+    line, so that the error of step h falls like exp(-2 pi^2 / (mu h)), and 1e-9 is more than all of it (Trefethen and
+    Weideman 2014). Theorem 5 of Mironov, Talwar and Zhang (2019) is for all orders.
+    """
+    step = min(0.05, 0.4 / mu)
+    if (order * mu + 24) / step > 1e6:
+        return math.inf  # mu in the thousands is nobody's guarantee, and the chord of whole orders holds
+    x = np.arange(-12.0, order * mu + 12, step)
+    ratio = np.logaddexp(math.log1p(-q), math.log(q) + mu * x - mu**2 / 2)
+    logs = order * ratio - x**2 / 2
+    largest = float(logs.max())
+    moment = largest + math.log(float(np.exp(logs - largest).sum()) * step / math.sqrt(2 * math.pi))
+    return (max(moment, 0.0) * (1 + 1e-9) + _ROUNDING) / (order - 1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 
 __all__ = [
     "RELATIONS",
@@ -32,7 +32,7 @@ def check_relation(relation: str) -> Relation:
     for known in RELATIONS:
         if relation == known:
             return known
-    raise UserError(f"relation must be one of {', '.join(RELATIONS)}, found {relation!r}.")
+    raise UserError(f"relation must be one of {', '.join(RELATIONS)}, found {shown(relation)}.")
 
 
 def check_unit(unit: str) -> Unit:
@@ -44,7 +44,7 @@ def check_unit(unit: str) -> Unit:
     for known in UNITS:
         if unit == known:
             return known
-    raise UserError(f"unit must be one of {', '.join(UNITS)}, found {unit!r}.")
+    raise UserError(f"unit must be one of {', '.join(UNITS)}, found {shown(unit)}.")
 
 
 def count_is_public(relation: Relation) -> bool:

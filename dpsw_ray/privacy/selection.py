@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.losses import Loss
 
 __all__ = ["MOST_TRIALS", "NEGLIGIBLE", "Selected", "TrialsLaw"]
@@ -49,10 +49,12 @@ class TrialsLaw:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eta) and self.eta > -1):
             raise UserError(
-                f"eta of a random number of trials must be a number above -1, found {self.eta!r}."
+                f"eta of a random number of trials must be a number above -1, found {shown(self.eta)}."
             )
         if not 0 < self.gamma < 1:
-            raise UserError(f"gamma of a random number of trials must lie in (0, 1), found {self.gamma!r}.")
+            raise UserError(
+                f"gamma of a random number of trials must lie in (0, 1), found {shown(self.gamma)}."
+            )
 
     @classmethod
     def with_mean(cls, eta: float, mean: float) -> TrialsLaw:
@@ -63,7 +65,7 @@ class TrialsLaw:
         """
         if not _LEAST_MEAN <= mean <= 1e6:
             raise UserError(
-                f"The mean number of trials must be at least {_LEAST_MEAN:.6f} and at most 1e6, found {mean!r}."
+                f"The mean number of trials must be at least {_LEAST_MEAN:.6f} and at most 1e6, found {shown(mean)}."
             )
         low, high = _LEAST_GAMMA, 1 - 1e-12  # the mean falls as gamma rises; below, the products underflow
         for _ in range(2_000):

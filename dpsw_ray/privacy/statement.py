@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from dpsw_ray.base.rounding import format_number
 from dpsw_ray.privacy.accountants import ACCOUNTANTS
 from dpsw_ray.privacy.curves import delta_curve, trade_off
 from dpsw_ray.privacy.events import event_from_dict
 from dpsw_ray.privacy.gaussian import gaussian_epsilon
-from dpsw_ray.rounding import format_number
 
 __all__ = ["Attacker", "RunFacts", "Statement", "attacker", "noise_kinds", "state"]
 
@@ -93,6 +93,8 @@ class RunFacts:
         total_epsilon: upper bound of all charges to it.
         charges: how many there are.
         trust: who sees what during the run: `central`, `distributed` or `local` (federated runs).
+        computed_in: where private records were summed: by the `driver`, in one `worker`, in several `workers`
+            under masks, or `unknown`.
         uncounted: the release was chosen among several, and the choice was not counted.
         simulated: the users are made up, and records were dealt out to them (federated runs).
         public_records: how many there are, None where that is not known here.
@@ -107,6 +109,7 @@ class RunFacts:
     total_epsilon: float
     charges: int
     trust: str = "central"
+    computed_in: str = "unknown"
     uncounted: bool = False
     simulated: bool = False
     public_records: int | None = None
@@ -190,9 +193,33 @@ def _protects(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     )
 
 
+_RELEASING = {
+    "driver": "While the release was made, the driver held the private records and their sums without noise in its own "
+    "process (cluster.executor local): it is trusted, with the machine and the account that it ran under. Its logs "
+    "have the noisy total only.",
+    "worker": "While the release was made, one worker summed the private records and added the noise: that process is "
+    "trusted. The driver and its logs saw the noisy total, which needs no mask, and a hash of the exact sum under a "
+    "key that stays on the private side.",
+    "workers": "While the release was made, the driver and its logs saw masked sums and the noisy total, and "
+    "hashes of the exact sums under a key that stays on the private side. The masks "
+    "hold against a driver that is curious but runs this program, not against one that was changed.",
+    "unknown": "The stored release does not say which process summed the private records: the driver is to be trusted, "
+    "with the machine and the account that it ran under.",
+}
+_DEVICES = {
+    "driver": "That is the promise to real devices. Here the driver simulated them in its own process "
+    "(cluster.executor local), with all users' records: it is trusted, with the machine and the account that it ran "
+    "under.",
+    "worker": "That is the promise to real devices. Here one worker simulated them, with all users' records: that "
+    "process is trusted. The driver and its logs saw the noisy total, and a hash of the exact sum under a key "
+    "that stays on the private side.",
+    "workers": "That is the promise to real devices. Here workers simulated them, each with its users' records: these "
+    "processes are trusted. The driver and its logs saw masked sums and the noisy total, and hashes of the exact "
+    "sums under a key that stays on the private side.",
+    "unknown": "That is the promise to real devices. Here they were simulated, and the stored release does not say by "
+    "which process: the driver is to be trusted, with the machine and the account that it ran under.",
+}
 _DURING = {
-    "record": "During the run, the driver and its logs see masked sums and the noisy total. The masks hold against a "
-    "driver that is curious but runs this program, not against one that was changed.",
     "selection": "During the run, the process that makes the trials is trusted, with the machine that it runs on: it "
     "reads the private records itself and sees every trial. What it keeps until the best is known lies in a folder "
     "that its owner alone can read.",
@@ -211,14 +238,16 @@ def _against(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
         "It holds whatever they know besides: the method, its code, the config, the public seeds, all other records.",
         "They may compute what they like, short of breaking the cryptographic generators that noise and masks come "
         "from.",
-        _DURING[_during(privacy, facts)],
+        *_during(privacy, facts),
     )
 
 
-def _during(privacy: Mapping[str, Any], facts: RunFacts) -> str:
+def _during(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
     if any(event["kind"] == "private_selection" for event in privacy["events"]):
-        return "selection"
-    return "record" if privacy["unit"] == "record" else facts.trust
+        return (_DURING["selection"],)
+    if privacy["unit"] == "record":
+        return (_RELEASING[facts.computed_in],)
+    return _DURING[facts.trust], _DEVICES[facts.computed_in]
 
 
 def _promise(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]:
@@ -314,8 +343,9 @@ def _not_covered(privacy: Mapping[str, Any], facts: RunFacts) -> tuple[str, ...]
         )
     if "gaussian" in kinds:
         said.append(
-            "Finite arithmetic. Gaussian noise is computed in double precision and rounded to integers; the proof is "
-            "for an ideal normal law. privacy.noise discrete_gaussian has no such gap."
+            "Finite arithmetic. Gaussian noise is computed in double precision and rounded to integers. What its low "
+            "bits may tell is paid for by more noise than is charged; that it follows the normal law in everything "
+            "else is an assumption, which privacy.noise discrete_gaussian does not need."
         )
     return tuple(said)
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import DamagedFile, open_regular, read_arrow, write_arrow, write_bytes
+from dpsw_ray.data.records import NULL
 from dpsw_ray.encoders.base import Encoder
-from dpsw_ray.files import read_arrow, write_arrow, write_bytes
 from dpsw_ray.private.records import open_private_records
 from dpsw_ray.slicing.directions import LATTICE
 
@@ -23,8 +24,8 @@ CHUNK = 8192
 BALL = 1.0 - 1e-6
 """Radius every latent is projected into: inside the unit ball by more than all rounding errors together."""
 
-NULL = -2
-"""Label of a null record, which adds nothing; -1 is a record without a (known) class."""
+_DIGEST = b"digest"
+"""Key of a chunk's hash in its own schema."""
 
 
 def bounded(
@@ -65,7 +66,11 @@ class LatentStore:
         self.folder = self.private_dir / "latents" / encoder_key
 
     def encode(self, encoder: Encoder, rank: int, size: int) -> None:
-        """Writes the chunks `rank, rank + size, ...` that are not there yet."""
+        """Writes the chunks `rank, rank + size, ...` that are not there yet, or are not what was written.
+
+        Before a release is charged: one whose latents are damaged could never be made. Encoded anew they have the same
+        bits.
+        """
         part = open_private_records(self.private_dir)
         values, labels = part.values, part.labels
         for folder in (self.folder.parent, self.folder):
@@ -75,13 +80,16 @@ class LatentStore:
         try:
             for chunk in range(rank, -(-len(values) // CHUNK), size):
                 path = self._chunk(chunk)
-                if path.exists():
-                    continue
                 rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+                if _is_whole(path, min(CHUNK, len(values) - rows.start), encoder.latent_dim):
+                    continue
                 classes = np.asarray(labels[rows], np.int32)
-                latents = encoder.encode(np.asarray(values[rows]), classes)
+                null = classes == NULL
+                latents = encoder.encode(np.asarray(values[rows]), np.where(null, -1, classes))
+                latents[null] = np.nan
                 column = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel()), latents.shape[1])
                 table = pa.table({"latent": column, "label": pa.array(classes)})
+                table = table.replace_schema_metadata({_DIGEST: _digest(table)})
                 write_arrow(path, table, mode=0o600)
         finally:
             torch.set_num_threads(threads)
@@ -98,19 +106,45 @@ class LatentStore:
             table = read_arrow(self._chunk(chunk))
             first = chunk * CHUNK
             table = table.slice(max(start - first, 0), min(stop - first, CHUNK) - max(start - first, 0))
-            column = table.column("latent").combine_chunks()
-            dim = column.type.list_size
-            latents = column.flatten().to_numpy().reshape(-1, dim)
+            dim = table.schema.field("latent").type.list_size
+            latents = _numbers(table.column("latent")).reshape(-1, dim)
             yield bounded(latents, table.column("label").to_numpy())
 
     def fingerprint(self) -> str:
         """Hash of the chunk files and of the number of rows: changes with the latents, whatever their times say."""
         digest = hashlib.blake2b((self.folder / "rows.json").read_bytes(), digest_size=32)
         for path in sorted(self.folder.glob("chunk-*.arrow")):
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).digest()
             digest.update(path.name.encode() + content)
         return digest.hexdigest()
 
     def _chunk(self, index: int) -> Path:
         return self.folder / f"chunk-{index:06d}.arrow"
+
+
+def _is_whole(path: Path, rows: int, dim: int) -> bool:
+    """Whether a chunk holds what was written; of one that has no digest, whether it has the right form."""
+    try:
+        table = read_arrow(path)
+        wanted = pa.schema({"latent": pa.list_(pa.float64(), dim), "label": pa.int32()})
+        if len(table) != rows or not table.schema.equals(wanted):
+            return False
+        told = (table.schema.metadata or {}).get(_DIGEST)
+        return told is None or told == _digest(table)
+    except (DamagedFile, pa.ArrowException, ValueError):
+        return False
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Hash of the numbers in a chunk."""
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(_numbers(table.column("latent")).tobytes())
+    digest.update(table.column("label").to_numpy().tobytes())
+    return digest.hexdigest().encode()
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """The latents of a column, one after the other."""
+    joined = column.combine_chunks()
+    return np.asarray(joined.flatten().to_numpy())

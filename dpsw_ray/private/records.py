@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dpsw_ray.base.errors import PrivateSideError
 from dpsw_ray.data.parts import DamagedPart, overlap, read_digests, read_part
 from dpsw_ray.data.records import Part
 from dpsw_ray.data.split import read_info
-from dpsw_ray.errors import PrivateSideError
 
 __all__ = ["open_private_records"]
 
@@ -24,6 +24,7 @@ def open_private_records(private_dir: Path) -> Part:
     Raises:
         PrivateSideError: damaged, or sharing a record with the public or test part; no count, no record.
         UserError: the public manifest beside it is missing or damaged.
+        OSError: the system refuses a file, such as for want of a permission: that is no damage.
     """
     folder = private_dir.parent
     info = read_info(folder)
@@ -40,6 +41,4 @@ def open_private_records(private_dir: Path) -> Part:
 
 
 def _refused(folder: Path, what: str) -> PrivateSideError:
-    return PrivateSideError(
-        f"The stored data set {folder} cannot be used: {what}; remove the folder and import it again."
-    )
+    return PrivateSideError(f"The stored data set {folder} cannot be used: {what}; restore it from a copy.")

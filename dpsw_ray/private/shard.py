@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.config import EvaluationConfig
+from dpsw_ray.config.run import EvaluationConfig
 from dpsw_ray.data.split import Dataset, DatasetInfo
 from dpsw_ray.encoders.base import load_encoder
 from dpsw_ray.evaluation.columns import Columns
 from dpsw_ray.evaluation.membership import Membership, membership
 from dpsw_ray.evaluation.sliced import sliced_wasserstein
 from dpsw_ray.privacy.noise import NoiseKey
-from dpsw_ray.private.keys import KeyStore
+from dpsw_ray.private.answering import Answering
+from dpsw_ray.private.held import HeldRecords
 from dpsw_ray.private.latents import NULL, LatentStore
-from dpsw_ray.private.masking import MaskingKey
-from dpsw_ray.private.mechanism import NoiseSecret, bound, noise
-from dpsw_ray.private.moments import moment_noise, moment_sums
-from dpsw_ray.private.rows import noisy_histograms
-from dpsw_ray.private.sampled import sampled_noise, sampled_sums
 from dpsw_ray.private.sealing import sealed
-from dpsw_ray.release.moments import MomentsPlan
-from dpsw_ray.release.plan import AnyPlan, HistogramPlan, SampledHistogramPlan
-from dpsw_ray.release.rows import RowPlan
+from dpsw_ray.release.plan import Plan
 from dpsw_ray.slicing.grid import BinGrid
 from dpsw_ray.slicing.histogram import add_histograms
 
@@ -36,15 +29,18 @@ if TYPE_CHECKING:
 __all__ = ["Shard"]
 
 
-class Shard:
-    """Opens its rows of the private latents; nothing but a masked, noised message leaves it.
-
-    Noise on a sum is added by rank 0, the designated shard, to its own part before masking; noise on a row by the shard
-    that owns the row.
-    """
+class Shard(Answering):
+    """Opens its rows of the private latents; nothing but a masked, noised message leaves it."""
 
     def __init__(
-        self, rank: int, size: int, private_dir: Path, encoder_dir: Path, latents_key: str, threads: int = 1
+        self,
+        rank: int,
+        size: int,
+        private_dir: Path,
+        receipts_dir: Path,
+        encoder_dir: Path,
+        latents_key: str,
+        threads: int = 1,
     ) -> None:
         """Points the shard at its data; nothing is read yet.
 
@@ -52,74 +48,29 @@ class Shard:
             rank: this shard's number, from 0.
             size: number of shards.
             private_dir: the data set's private folder.
+            receipts_dir: where receipts of charges are kept.
             encoder_dir: folder of the (public) encoder.
             latents_key: name of the encoder by content; latents are stored under it.
             threads: threads this shard may use.
         """
-        self.rank = rank
-        self.size = size
-        self.private_dir = Path(private_dir)
+        super().__init__(rank, size, private_dir, receipts_dir, threads)
         self.encoder_dir = Path(encoder_dir)
-        self.threads = threads
         self.store = LatentStore(self.private_dir, latents_key)
-        self.keys = KeyStore(self.private_dir)
-        self._masking: MaskingKey | None = None
 
     @sealed("encoding private records")
     def encode(self) -> None:
         """Writes this shard's share of the private latents, where they are not there yet."""
         self.store.encode(load_encoder(self.encoder_dir), self.rank, self.size)
 
-    @sealed("drawing noise")
-    def prepare(self, plan: AnyPlan) -> None:
-        """Rank 0 makes the release's noise secret durable: called before the release is charged, once or again."""
-        if self.rank == 0:
-            fingerprint = self.store.fingerprint()
-            if self.keys.find(plan, fingerprint) is None:
-                self.keys.create(plan, fingerprint)
+    def held(self, plan: Plan, chunk: int, chunks: int, choices: NoiseKey | None) -> HeldRecords:
+        """PRIVATE: a stretch of the rows."""
+        rows = self.store.rows()
+        start, stop = chunk * rows // chunks, (chunk + 1) * rows // chunks
+        return HeldRecords(self.store, start, stop, self.threads, choices)
 
-    @sealed("looking for a noise secret")
-    def can_repeat(self, plan: AnyPlan) -> bool:
-        """On rank 0: whether this very release was begun and not committed, so that a retry costs nothing."""
-        return self.rank == 0 and self.keys.find(plan, self.store.fingerprint()) is not None
-
-    @sealed("starting a release")
-    def announce(self) -> bytes:
-        """Starts a round: a fresh masking key; returns its public half."""
-        self._masking = MaskingKey()
-        return self._masking.public
-
-    @sealed("summing private records")
-    def contribute(
-        self,
-        plan: AnyPlan,
-        number: int,
-        public_keys: Sequence[bytes],
-        noise_seed: int | None = None,
-    ) -> NDArray[np.uint64]:
-        """Returns one of this shard's messages: its part of some rounds, masked modulo 2^64.
-
-        Args:
-            plan: what is released; it was prepared and charged before this call.
-            number: of the message, of `plan.messages`.
-            public_keys: all shards' announced keys, in rank order.
-            noise_seed: reproducible noise, for tests and papers; the release is marked.
-
-        Returns:
-            Array of size [rounds of the message, C, K, bins], of moments `plan.cells`, uint64.
-        """
-        masking, self._masking = self._masking, None
-        if masking is None or len(public_keys) != self.size:
-            raise RuntimeError("contribute follows announce, with the keys of every shard")
-        message = self._message(plan, number, noise_seed)
-        context = f"{plan.release_id} {plan.digest()} {number}".encode()
-        return masking.mask(message, self.rank, public_keys, context)
-
-    @sealed("destroying a noise secret")
-    def commit(self, release_id: str) -> None:
-        """Destroys the release's noise secret: called when the release is durable."""
-        if self.rank == 0:
-            self.keys.destroy(release_id)
+    def fingerprint(self) -> str:
+        """PRIVATE: a hash of the latents."""
+        return self.store.fingerprint()
 
     @sealed("measuring against private records")
     def research_sliced_wasserstein(
@@ -185,30 +136,3 @@ class Shard:
 
     def _latents(self) -> NDArray[np.float64]:
         return np.concatenate([batch for batch, _ in self.store.batches(0, self.store.rows())])
-
-    def _message(self, plan: AnyPlan, number: int, noise_seed: int | None) -> NDArray[np.int64]:
-        rows = self.store.rows()
-        start, stop = self.rank * rows // self.size, (self.rank + 1) * rows // self.size
-        batches = self.store.batches(start, stop)
-        if isinstance(plan, HistogramPlan):
-            secret = self._noise_secret(plan, noise_seed) if self.rank == 0 else None
-            total = bound(batches, plan, self.threads)
-            return (total if secret is None else total + noise(secret, plan))[None]
-        key = self._noise_secret(plan, noise_seed)
-        assert isinstance(key, NoiseKey), "these plans draw their noise from a key"
-        if isinstance(plan, MomentsPlan):
-            sums = moment_sums(batches, plan)
-            return sums + moment_noise(key, plan) if self.rank == 0 else sums
-        if isinstance(plan, RowPlan):
-            return noisy_histograms(batches, plan, number, start, rows, key)
-        assert isinstance(plan, SampledHistogramPlan)
-        sums = sampled_sums(batches, plan, number, start, key, self.threads)
-        return sums + sampled_noise(key, plan, number) if self.rank == 0 else sums
-
-    def _noise_secret(self, plan: AnyPlan, noise_seed: int | None) -> NoiseSecret:
-        if noise_seed is not None:
-            return NoiseKey.from_seed(noise_seed)
-        secret = self.keys.find(plan, self.store.fingerprint())
-        if secret is None:
-            raise RuntimeError("no noise secret of this plan and these latents: committed, or never prepared")
-        return secret

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import read_manifest, write_manifest
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.records import Part
 from dpsw_ray.data.split import Dataset, read_info, record_digests
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_json
 from dpsw_ray.private.records import open_private_records
 from dpsw_ray.private.sealing import sealed
 
@@ -48,8 +47,8 @@ def plant(private_dir: Path, folder: Path, canaries: Part, replaced: int) -> Dat
         (folder / name).symlink_to((source / name).resolve(), target_is_directory=True)
     flat = values.reshape(len(values), schema.size)
     write_part(folder / "private", flat, labels, record_digests(values, schema), mode=0o600)
-    manifest = json.loads((source / "dataset.json").read_text())
+    manifest = read_manifest(source / "dataset.json")
     if "private" in manifest["counts"]:
         manifest["counts"]["private"] = len(values)
-    write_json(folder / "dataset.json", manifest)
+    write_manifest(folder / "dataset.json", manifest)
     return Dataset(read_info(folder))

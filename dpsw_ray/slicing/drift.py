@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.slicing.grid import PHASES, SCALE, BinGrid
 
-__all__ = ["COST_UNIT", "DISPLACEMENT_UNIT", "DRIFT_UNIT", "Slices", "drift_reference"]
+__all__ = ["COST_UNIT", "DISPLACEMENT_UNIT", "DRIFT_UNIT", "Slices", "check_particles", "drift_reference"]
 
 DISPLACEMENT_UNIT = 2.0**-20
 DRIFT_UNIT = 2.0**-46
@@ -60,6 +61,22 @@ class Slices:
             self.kernel,
             np.ascontiguousarray(self.cdf[:, chosen]),
         )
+
+
+def check_particles(particles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns particles that the kernels can be given: their cells are looked up without any check of bounds.
+
+    Args:
+        particles: array of size [n, d].
+
+    Raises:
+        UserError: one of them lies outside the unit ball, or is no number.
+    """
+    if not (np.einsum("nd,nd->n", particles, particles) <= 1.0).all():
+        raise UserError(
+            "Particles lie outside the unit ball, or are no numbers: a stored file they came from is damaged."
+        )
+    return particles
 
 
 def drift_reference(

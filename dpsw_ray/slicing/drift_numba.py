@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsw_ray.slicing.drift import COST_UNIT, DISPLACEMENT_UNIT, DRIFT_UNIT, Slices
+from dpsw_ray.slicing.drift import COST_UNIT, DISPLACEMENT_UNIT, DRIFT_UNIT, Slices, check_particles
 from dpsw_ray.slicing.grid import PHASES, SCALE
 
 __all__ = ["ROWS", "NumbaBlock", "drift_numba", "map_histograms"]
@@ -323,7 +323,7 @@ class NumbaBlock:
     def put(self, first: int, particles: NDArray[np.float64]) -> None:
         """Places particles [m, d] from the `first` on."""
         for s in range(0, len(particles), ROWS):
-            rows = particles[s : s + ROWS]
+            rows = check_particles(particles[s : s + ROWS])
             self._x[: self._dim, first + s : first + s + len(rows)] = rows.T
 
     def at_once(self) -> int:

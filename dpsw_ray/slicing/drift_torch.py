@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpsw_ray.slicing.drift import COST_UNIT, DISPLACEMENT_UNIT, DRIFT_UNIT, Slices
+from dpsw_ray.slicing.drift import COST_UNIT, DISPLACEMENT_UNIT, DRIFT_UNIT, Slices, check_particles
 from dpsw_ray.slicing.grid import PHASES, SCALE, BinGrid
 
 __all__ = ["TorchBlock", "TorchDrift", "smoothing_matrix"]
@@ -53,7 +53,7 @@ class TorchDrift:
         self, particles: NDArray[np.float64], offsets: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sums displacements over all directions; arguments and results as `drift_numba`."""
-        x = torch.tensor(particles, device=self._device)
+        x = torch.tensor(check_particles(particles), device=self._device)
         total = torch.zeros(x.shape, dtype=torch.int64, device=self._device)
         cost = self.add(x, offsets, total)
         return total.cpu().numpy(), cost
@@ -107,7 +107,7 @@ class TorchBlock:
         """Moves particles [n, d], sorted by class, to the device."""
         self.offsets = offsets
         self._device = device
-        self._x = torch.tensor(particles, device=device)
+        self._x = torch.tensor(check_particles(particles), device=device)
         self._total = torch.zeros(self._x.shape, dtype=torch.int64, device=device)
         self._counted: list[tuple[Tensor, Tensor]] = []
         self._theta = self._x[:0]
@@ -164,7 +164,9 @@ class TorchBlock:
 
     def put(self, first: int, particles: NDArray[np.float64]) -> None:
         """As `NumbaBlock.put`."""
-        self._x[first : first + len(particles)] = torch.tensor(particles, device=self._device)
+        self._x[first : first + len(particles)] = torch.tensor(
+            check_particles(particles), device=self._device
+        )
 
     def positions(self, first: int = 0, last: int | None = None) -> NDArray[np.float64]:
         """As `NumbaBlock.positions`."""

@@ -1,12 +1,12 @@
 """Who holds which records: partitioners, one class each, and what they make of a population."""
 
-from federated.population.base import Partitioner
-from federated.population.dirichlet import DirichletPartitioner
-from federated.population.iid import IidPartitioner
-from federated.population.make import make_partitioner
-from federated.population.natural import NaturalPartitioner
-from federated.population.power_law import PowerLawPartitioner
-from federated.population.shards import ShardsPartitioner
+from dpsw_ray.federated.population.base import Partitioner
+from dpsw_ray.federated.population.dirichlet import DirichletPartitioner
+from dpsw_ray.federated.population.iid import IidPartitioner
+from dpsw_ray.federated.population.make import make_partitioner
+from dpsw_ray.federated.population.natural import NaturalPartitioner
+from dpsw_ray.federated.population.power_law import PowerLawPartitioner
+from dpsw_ray.federated.population.shards import ShardsPartitioner
 
 __all__ = [
     "DirichletPartitioner",

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.files import write_manifest
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.data.split import record_digests
 from dpsw_ray.encoders.base import Encoder
-from dpsw_ray.files import write_json
+from dpsw_ray.federated.config import PopulationConfig
 from dpsw_ray.private.latents import bounded
-from federated.config import PopulationConfig
 
 __all__ = ["generated_chunk", "write_generated"]
 
@@ -63,7 +63,7 @@ def write_generated(folder: Path, population: PopulationConfig, dim: int) -> Non
         values = _records(population, dim, labels, rng)
         write_part(folder / part, values, labels, record_digests(values, schema))
     classes = [str(label) for label in range(population.classes)]
-    write_json(
+    write_manifest(
         folder / "dataset.json",
         {
             "format": 1,

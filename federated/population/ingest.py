@@ -17,21 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsw_ray.base.errors import UserError
+from dpsw_ray.base.files import write_bytes, write_manifest
 from dpsw_ray.data.division import check_one_division
+from dpsw_ray.data.origin import check_records_are_new
 from dpsw_ray.data.parts import write_part
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.data.sources import resolved_path
-from dpsw_ray.data.split import record_digests
+from dpsw_ray.data.split import class_list, record_digests
 from dpsw_ray.data.table import TableSource
-from dpsw_ray.errors import UserError
-from dpsw_ray.files import write_bytes, write_json
+from dpsw_ray.federated.config import FederatedConfig
+from dpsw_ray.federated.population.leaf import LeafSource, UserBatch
 from dpsw_ray.private.sealing import sealed
-from federated.config import FederatedConfig
 
 __all__ = ["ingest_users", "natural_folder"]
-
-Batch = tuple[list[str], NDArray[Any], list[str | None]]
-"""Users, values [n, *shape], and labels of some records."""
 
 _PARTS = ("public", "test", "private")
 
@@ -49,52 +48,72 @@ def natural_folder(config: FederatedConfig) -> Path:
 
 
 @sealed("dividing users into public, private and test users")
-def ingest_users(config: FederatedConfig, folder: Path, pinned: Mapping[str, Any] | None = None) -> None:
+def ingest_users(
+    config: FederatedConfig, folder: Path, pinned: Mapping[str, Any] | None = None, told: bool = False
+) -> None:
     """Writes the three parts, and whose the private records are.
 
+    A record that is not whole is left out of the public and the test part. A private one holds its place as a null
+    record, or is left out: how many records a private user has is nobody's business. Every private user counts,
+    whatever is stored of it.
+
+    Args:
+        config: the run.
+        folder: where the data set is going to be stored.
+        pinned: the only division that these records may have; None for any.
+        told: whether a person reads the sentence that these are another data set's records, and no log keeps it.
+
     Raises:
-        UserError: the source is missing or damaged, or leaves no public or fewer than two private users.
+        UserError: the source is missing or damaged, leaves no public record or fewer than two private users, or has the
+            records of another data set.
     """
     data, path = config.data, resolved_path(config.data)
     assert path is not None, "checked by the config"
-    source: _Table | _Leaf = (
-        _Leaf(path)
+    source: _Table | LeafSource = (
+        LeafSource(path, lambda user: _part(user, config) == "private")
         if data.source == "leaf"
         else _Table(path, data.label, data.columns, config.population.user or "")
     )
+    schema: RecordSchema = source.schema
     rule = _rule(config)
     check_one_division(data, rule, source.schema.columns, folder, pinned)
     values: dict[str, list[NDArray[Any]]] = {part: [] for part in _PARTS}
     labels: dict[str, list[str | None]] = {part: [] for part in _PARTS}
-    owners: list[str] = []
-    for users, rows, names in source.batches():
-        parts = [_part(user, config) for user in users]
+    owners: list[int] = []
+    people: dict[str, int] = {}
+    for users, holders, rows, names in source.batches():
+        for user in users:
+            if _part(user, config) == "private":
+                people.setdefault(user, len(people))
+        parts = [_part(user, config) for user in holders]
+        whole = np.asarray(np.isfinite(rows).reshape(len(rows), schema.size).all(axis=1))
         for part in _PARTS:
-            mine = [i for i, found in enumerate(parts) if found == part]
+            mine = [i for i, found in enumerate(parts) if found == part and (whole[i] or part == "private")]
             values[part].append(rows[mine])
             labels[part] += [names[i] for i in mine]
             if part == "private":
-                owners += [users[i] for i in mine]
-    known = sorted({label for label in labels["public"] if label is not None}, key=_order)
-    classes = list(data.classes) if data.classes is not None else known
-    index = {label: i for i, label in enumerate(classes)}
-    people = {user: i for i, user in enumerate(dict.fromkeys(owners))}
+                owners += [people[holders[i]] for i in mine]
     if len(people) < 2 or not labels["public"]:
+        missing = "too few private users" if labels["public"] else "no public user with a whole record"
         raise UserError(
-            f"{path} leaves {'too few private users' if labels['public'] else 'no public user'}: it is too small for "
-            f"data.public_fraction {data.public_fraction:g}."
+            f"{path} leaves {missing}: it is too small for data.public_fraction {data.public_fraction:g}."
         )
-    schema: RecordSchema = source.schema
+    seen_labels = sorted({label for label in labels["public"] if label is not None})
+    classes = class_list(data, source.name, seen_labels) if source.labelled else ()
+    index = {label: i for i, label in enumerate(classes)}
+    records = {
+        part: np.concatenate([*values[part], np.empty((0, *schema.shape), schema.dtype)]).astype(schema.dtype)
+        for part in _PARTS
+    }
+    found = {part: record_digests(rows, schema) for part, rows in records.items()}
+    check_records_are_new(data.account, np.concatenate(list(found.values())), folder.parent.parent, told)
     counts: dict[str, int] = {}
     for part in _PARTS:
         mode = 0o700 if part == "private" else 0o755
         (folder / part).mkdir(mode=mode, parents=True, exist_ok=True)
-        flat = np.concatenate([*values[part], np.empty((0, *schema.shape), schema.dtype)]).astype(
-            schema.dtype
-        )
-        codes = np.array([index.get(label or "", -1) for label in labels[part]], np.int32)
+        flat, digests = records[part], found[part]
+        codes = np.array([-1 if label is None else index.get(label, -1) for label in labels[part]], np.int32)
         # The same image may come from two users: it is left out where the public would learn it.
-        digests = record_digests(flat, schema)
         if part == "private":
             seen = np.concatenate([np.load(folder / name / "digests.npy") for name in ("public", "test")])
             kept = ~np.isin(digests, seen)
@@ -104,21 +123,21 @@ def ingest_users(config: FederatedConfig, folder: Path, pinned: Mapping[str, Any
             kept = np.ones(len(flat), dtype=bool)
         flat, codes, digests = flat[kept], codes[kept], digests[kept]
         write_part(
-            folder / part, flat.reshape(len(flat), -1), codes, digests,
+            folder / part, flat.reshape(len(flat), schema.size), codes, digests,
             mode=0o600 if part == "private" else 0o644,
         )  # fmt: skip
         if part == "private":
-            place = np.array([people[user] for user in owners], np.int64)[kept]
+            place = np.array(owners, np.int64)[kept]
             buffer = io.BytesIO()
             np.save(buffer, place, allow_pickle=False)
             write_bytes(folder / part / "owners.npy", buffer.getvalue(), mode=0o600)
         else:
             counts[part] = len(flat)
-    write_json(
+    write_manifest(
         folder / "dataset.json",
         {
             "format": 1, "source": data.source, "path": str(path), "split": rule,
-            "schema": schema.to_dict(), "classes": classes, "class_names": None,
+            "schema": schema.to_dict(), "classes": list(classes), "class_names": None,
             "counts": counts, "users": len(people),
         },
     )  # fmt: skip
@@ -139,13 +158,10 @@ def _rule(config: FederatedConfig) -> dict[str, Any]:
 
 def _part(user: str, config: FederatedConfig) -> str:
     key = hashlib.blake2b(str(config.data.split_seed).encode(), digest_size=32, person=b"dpsw users").digest()
-    u = int.from_bytes(hashlib.blake2b(user.encode(), key=key, digest_size=8).digest(), "big") * 2.0**-64
+    name = user.encode(errors="surrogatepass")  # whatever bytes a file has for a name
+    u = int.from_bytes(hashlib.blake2b(name, key=key, digest_size=8).digest(), "big") * 2.0**-64
     test = config.data.test_fraction
     return "test" if u < test else "public" if u < test + config.data.public_fraction else "private"
-
-
-def _order(label: str) -> tuple[int, str]:
-    return (int(label), label) if label.lstrip("-").isdigit() else (0, label)
 
 
 class _Table:
@@ -154,9 +170,9 @@ class _Table:
     def __init__(self, path: Path, label: str | None, columns: list[str] | None, user: str) -> None:
         self._users = TableSource(path, user, columns, [label])  # read as labels are: as texts
         self._records = TableSource(path, label, columns, [user])
-        self.schema = self._records.schema
+        self.schema, self.name, self.labelled = self._records.schema, self._records.name, label is not None
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[UserBatch]:
         """Records in the order of the table; rows without a user are left out."""
         for (values, labels), (_, users) in zip(
             self._records.batches("train"), self._users.batches("train"), strict=True
@@ -164,55 +180,5 @@ class _Table:
             assert users is not None
             kept = [i for i, user in enumerate(users) if user is not None]
             names = [None if labels is None else labels[i] for i in kept]
-            yield [str(users[i]) for i in kept], values[kept], names
-
-
-class _Leaf:
-    """A folder of the LEAF format: train/*.json and test/*.json with `users` and `user_data` (Caldas et al. 2018)."""
-
-    def __init__(self, path: Path) -> None:
-        self._files = [file for part in ("train", "test") for file in sorted((path / part).glob("*.json"))]
-        if not self._files:
-            raise UserError(
-                f"data.path {path} holds no LEAF data: a folder train/ with .json files was expected."
-            )
-        first = next(self._read(self._files[0]), None)
-        if first is None:
-            raise UserError(f"{self._files[0]} is no file of the LEAF format: it has no users.")
-        size = len(first[1][0])
-        side = round(size**0.5)
-        if side * side != size:
-            raise UserError(
-                f"{path} has records of {size} numbers; square images were expected, such as FEMNIST's."
-            )
-        self.schema = RecordSchema("image", (side, side, 1), value_range=(0, 255))
-
-    def batches(self) -> Iterator[Batch]:
-        """Records user by user."""
-        for file in self._files:
-            for user, records, labels in self._read(file):
-                try:
-                    values = np.asarray(records, float)
-                except (ValueError, TypeError):
-                    values = np.empty(0)
-                if values.shape != (len(labels), self.schema.size):
-                    raise UserError(
-                        f"{file} is no file of the LEAF format: every record must be a list of {self.schema.size} "
-                        "numbers and have a label."
-                    )
-                pixels = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
-                images = pixels.reshape(-1, *self.schema.shape)
-                names: list[str | None] = [str(label) for label in labels]
-                yield [user] * len(images), images, names
-
-    def _read(self, file: Path) -> Iterator[tuple[str, list[list[float]], list[Any]]]:
-        try:
-            content = json.loads(file.read_text())
-            for user in content["users"]:
-                held = content["user_data"][user]
-                if held["x"]:
-                    yield str(user), held["x"], held["y"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{file} is no file of the LEAF format: users and user_data were expected."
-            ) from None
+            holders = [str(users[i]) for i in kept]
+            yield holders, holders, values[kept], names

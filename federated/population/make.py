@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from federated.config import PopulationConfig
-from federated.population.base import Partitioner
-from federated.population.dirichlet import DirichletPartitioner
-from federated.population.iid import IidPartitioner
-from federated.population.power_law import PowerLawPartitioner
-from federated.population.shards import ShardsPartitioner
+from dpsw_ray.federated.config import PopulationConfig
+from dpsw_ray.federated.population.base import Partitioner
+from dpsw_ray.federated.population.dirichlet import DirichletPartitioner
+from dpsw_ray.federated.population.iid import IidPartitioner
+from dpsw_ray.federated.population.power_law import PowerLawPartitioner
+from dpsw_ray.federated.population.shards import ShardsPartitioner
 
 __all__ = ["make_partitioner"]
 

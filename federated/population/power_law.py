@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.population.base import Partitioner
+from dpsw_ray.federated.population.base import Partitioner
 
 __all__ = ["PowerLawPartitioner"]
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prv_accountant import GaussianMechanism, PRVAccountant
+from prv_accountant import GaussianMechanism
 from prv_accountant.accountant import compute_safe_domain_size
-from prv_accountant.privacy_random_variables import PrivacyRandomVariable
+from prv_accountant.composers import Heterogeneous
+from prv_accountant.discretisers import CellCentred
+from prv_accountant.domain import Domain
+from prv_accountant.privacy_random_variables import PrivacyRandomVariable, PrivacyRandomVariableTruncated
 from scipy.special import ndtr
 
 from dpsw_ray.privacy.gaussian import AccountingError, EpsilonBounds
@@ -80,16 +83,19 @@ def _prv_epsilon(
     points = 2 * reach / mesh * len(variables)
     if not points <= _LARGEST_GRID:
         raise AccountingError(f"PRV would need a grid of {points:.1e} points, more than {_LARGEST_GRID:.1e}.")
-    accountant = PRVAccountant(
-        prvs=variables, max_self_compositions=repeats, eps_error=eps_error, delta_error=delta_error
-    )
-    lower, estimate, upper = accountant.compute_epsilon(delta, repeats)
+    domain = Domain.create_aligned(-reach, reach, mesh)
+    laws = [
+        CellCentred().discretise(_Truncated(variable, domain.t_min(), domain.t_max()), domain)
+        for variable in variables
+    ]
+    total = Heterogeneous(laws).compute_composition(repeats)
+    lower, estimate, upper = total.compute_epsilon(delta, delta_error, eps_error)
     return lower, estimate, upper
 
 
 def _variable(loss: Loss, delta: float, *, added: bool, below: bool) -> PrivacyRandomVariable:
     if isinstance(loss, Gaussian):
-        return GaussianMechanism(noise_multiplier=1 / loss.mu)
+        return _Gaussian(loss.mu)
     if isinstance(loss, SampledGaussian):
         return _Sampled(loss, added=added)
     assert isinstance(loss, SlicedGaussian)
@@ -99,6 +105,29 @@ def _variable(loss: Loss, delta: float, *, added: bool, below: bool) -> PrivacyR
 @functools.lru_cache(maxsize=4)
 def _sliced(loss: SlicedGaussian, delta: float, below: bool) -> _Sliced:
     return _Sliced(loss, mixture(0.0, {loss: 1}, _DELTA_ERROR / 10 * delta, _ATOMS), below=below)
+
+
+class _Truncated(PrivacyRandomVariableTruncated):  # type: ignore[misc]
+    """Takes the mean, which a grid is shifted to, from the variable.
+
+    The library integrates it between fixed points and may miss where a law begins: 0.0018 for q = 0.1 and mu = 2.5,
+    which hundreds of compositions make 0.4 of epsilon. What is cut off does not matter: its chance is part of delta's
+    error.
+    """
+
+    def mean(self) -> float:
+        return float(self.prv.mean())
+
+
+class _Gaussian(GaussianMechanism):  # type: ignore[misc]
+    """The library's, with its mean."""
+
+    def __init__(self, mu: float) -> None:
+        super().__init__(noise_multiplier=1 / mu)
+        self.mu = mu
+
+    def mean(self) -> float:
+        return self.mu**2 / 2
 
 
 class _Sampled(PrivacyRandomVariable):  # type: ignore[misc]
@@ -119,6 +148,16 @@ class _Sampled(PrivacyRandomVariable):  # type: ignore[misc]
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         (below_a, above_a), (below_b, above_b) = self._tails(a), self._tails(b)
         return np.where(a > 0, above_a - above_b, below_b - below_a)
+
+    def mean(self) -> float:
+        """By the trapezoidal rule over x, as in `losses.SampledGaussian`."""
+        q, mu = self.loss.sampling, self.loss.mu
+        step = min(0.05, 0.4 / mu)
+        x = np.arange(-12.0, mu + 12, step)
+        loss = np.logaddexp(math.log1p(-q), math.log(q) + mu * x - mu**2 / 2)
+        null, alternative = np.exp(-(x**2) / 2), np.exp(-((x - mu) ** 2) / 2)
+        mean = -loss @ null if self.added else loss @ ((1 - q) * null + q * alternative)
+        return float(mean) * step / math.sqrt(2 * math.pi)
 
     def rdp(self, alpha: float) -> float:
         return float(self.loss.rdp(np.array([alpha]))[0])  # holds in both orders
@@ -153,6 +192,9 @@ class _Sliced(PrivacyRandomVariable):  # type: ignore[misc]
         self.nothing = float(weights[mu_squared == 0].sum())
         self.slack = 0.0 if below else 2 * law.slack
         self.cells: tuple[tuple[float, float, int], Any] | None = None
+
+    def mean(self) -> float:
+        return float(self.mus**2 @ self.weights) / 2
 
     def cdf(self, t: Any) -> Any:
         points = np.asarray(t, np.float64)

@@ -15,12 +15,8 @@ from dpsw_ray.privacy.events.mechanisms import (
     NoisyCountEvent,
     SkellamEvent,
 )
-from dpsw_ray.privacy.events.releases import (
-    NoiseKind,
-    SampledGaussianEvent,
-    SlicedGaussianEvent,
-    SlicedHistogramEvent,
-)
+from dpsw_ray.privacy.events.parameters import NoiseKind
+from dpsw_ray.privacy.events.releases import SampledGaussianEvent, SlicedGaussianEvent, SlicedHistogramEvent
 from dpsw_ray.privacy.events.selection import PrivateSelectionEvent
 
 __all__ = [

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from dpsw_ray.errors import UserError
-from dpsw_ray.privacy.events.parameters import shown
+from dpsw_ray.base.errors import UserError, one_line, shown
 from dpsw_ray.privacy.gaussian import AccountingError
 from dpsw_ray.privacy.losses import Cost, Gaussian
 from dpsw_ray.privacy.relations import Relation, Unit
@@ -84,7 +83,7 @@ def event_from_dict(values: Mapping[str, Any]) -> Event:
     event = Event._registry.get(str(kind))
     if event is None:
         known = ", ".join(sorted(Event._registry))
-        raise UserError(f"Unknown privacy event {kind!r}; this version knows {known}.")
+        raise UserError(f"Unknown privacy event {shown(kind)}; this version knows {known}.")
     if "parts" in arguments:
         parts = arguments["parts"]
         if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
@@ -97,13 +96,13 @@ def event_from_dict(values: Mapping[str, Any]) -> Event:
     names = {item.name for item in dataclasses.fields(event)}  # type: ignore[arg-type]
     if unknown := sorted(map(str, arguments.keys() - names)):
         raise UserError(
-            f"Privacy event {kind!r} has no {', '.join(unknown)}; it takes {', '.join(sorted(names))}."
+            f"Privacy event {kind!r} has no {one_line(', '.join(unknown), 200)}; it takes {', '.join(sorted(names))}."
         )
     try:
         return event(**arguments)
     except (TypeError, AttributeError, ValueError, ArithmeticError):
         raise UserError(
-            f"Privacy event {kind!r} has parameters {sorted(arguments)}, which do not fit it."
+            f"Privacy event {kind!r} has parameters {shown(sorted(arguments))}, which do not fit it."
         ) from None
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.events.base import Event, common_unit, compose_costs, worst_costs
 from dpsw_ray.privacy.events.parameters import check_whole
 from dpsw_ray.privacy.losses import Cost
@@ -64,7 +64,9 @@ class ParallelEvent(Event, kind="parallel"):
     def __post_init__(self) -> None:
         check_parts(self)
         if self.assignment not in ("fixed", "by_value"):
-            raise UserError(f"{self.label}: assignment must be fixed or by_value, found {self.assignment!r}.")
+            raise UserError(
+                f"{self.label}: assignment must be fixed or by_value, found {shown(self.assignment)}."
+            )
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError
 from dpsw_ray.privacy.losses import Cost, Gaussian, Loss, SampledGaussian, ZeroConcentrated
 from dpsw_ray.privacy.relations import Relation, check_relation
 

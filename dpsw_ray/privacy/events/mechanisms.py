@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.events.base import Event
 from dpsw_ray.privacy.events.costs import discrete_cost, gaussian_cost, one_loss, sampled_cost
 from dpsw_ray.privacy.events.parameters import (
+    NoiseKind,
     check_by_relation,
     check_noise,
+    check_noise_kind,
     check_positive,
     check_whole,
     stated,
@@ -153,7 +155,7 @@ class DpSgdEvent(Event, kind="dp_sgd"):
         check_whole(self, "steps")
         check_positive(self, "sampling")
         if self.sampling > 1:
-            raise UserError(f"{self.label}: sampling must be a probability, found {self.sampling!r}.")
+            raise UserError(f"{self.label}: sampling must be a probability, found {shown(self.sampling)}.")
         check_noise(self, "noise_multiplier")
         check_unit(self.unit)
 
@@ -174,20 +176,31 @@ class DpPcaEvent(Event, kind="dp_pca"):
         noise_std: standard deviation of the noise on each released entry; 0 for none.
         radius: R, that no record is longer than.
         unit: whose contribution x x^T is.
+        noise: `gaussian`, or `discrete_gaussian` on integers, of sigma `noise_std` on the diagonal and at least
+            `noise_std` / sqrt(2) on the entries beside it as they are (see `DiscreteGaussianEvent`).
     """
 
     noise_std: float
     radius: float = 1.0
     unit: Unit = "record"
     label: str = "DP-PCA"
+    noise: NoiseKind = "gaussian"
 
     def __post_init__(self) -> None:
         check_noise(self)
         check_positive(self, "radius")
+        check_noise_kind(self)
+        if self.noise == "discrete_gaussian" and self.radius != int(self.radius):
+            raise UserError(
+                f"{self.label}: radius must be whole for discrete noise, found {shown(self.radius)}."
+            )
         check_unit(self.unit)
 
     def costs(self, relation: Relation) -> tuple[Cost, ...]:
-        """A Gaussian mechanism."""
+        """A Gaussian mechanism, or a discrete one."""
+        if self.noise == "discrete_gaussian":
+            times = 2 if check_relation(relation) == "replace_one" else 1
+            return discrete_cost(times * int(self.radius) ** 4, self.noise_std)
         changed = math.sqrt(2) if check_relation(relation) == "replace_one" else 1.0
         return gaussian_cost(changed * self.radius**2, self.noise_std)
 

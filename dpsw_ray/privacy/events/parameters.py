@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex, get_args
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.relations import Relation, check_relation
 
-__all__ = ["check_by_relation", "check_noise", "check_positive", "check_whole", "shown", "stated"]
+__all__ = [
+    "NoiseKind",
+    "check_by_relation",
+    "check_noise",
+    "check_noise_kind",
+    "check_positive",
+    "check_whole",
+    "stated",
+]
+
+NoiseKind = Literal["gaussian", "discrete_gaussian"]
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 _LARGEST_WHOLE = 2**62
@@ -40,7 +50,7 @@ def check_positive(event: _Labelled, *names: str) -> None:
     for name in names:
         object.__setattr__(event, name, value := checked_number(event, name, getattr(event, name)))
         if value == 0:
-            raise UserError(f"{event.label}: {name} must be positive, found {value!r}.")
+            raise UserError(f"{event.label}: {name} must be positive, found {shown(value)}.")
 
 
 def check_noise(event: _Labelled, name: str = "noise_std") -> None:
@@ -48,11 +58,18 @@ def check_noise(event: _Labelled, name: str = "noise_std") -> None:
     object.__setattr__(event, name, checked_number(event, name, getattr(event, name)))
 
 
+def check_noise_kind(event: _Labelled) -> None:
+    """Refuses noise that is sampled in a way nobody knows."""
+    kind = getattr(event, "noise")  # noqa: B009 (of the events that say how)
+    if kind not in get_args(NoiseKind):
+        raise UserError(f"{event.label}: noise must be gaussian or discrete_gaussian, found {shown(kind)}.")
+
+
 def check_by_relation(event: _Labelled, name: str, kind: type[int] | type[float]) -> None:
     """Checks and copies a mapping by relation: the caller's may change."""
     given = getattr(event, name)
     if not isinstance(given, Mapping):
-        raise UserError(f"{event.label}: {name} must give a number for each relation, found {given!r}.")
+        raise UserError(f"{event.label}: {name} must give a number for each relation, found {shown(given)}.")
     values = {}
     for relation, value in given.items():
         checked_number(event, f"{name} under {check_relation(relation)}", value)
@@ -82,16 +99,6 @@ def checked_number(event: _Labelled, name: str, value: Any) -> float:
             f"{event.label}: {name} must be 0 or lie between {_SMALLEST:g} and {_LARGEST:g}, found {shown(value)}."
         )
     return float(value)
-
-
-def shown(value: Any) -> str:
-    """A value as its author wrote it, shortened."""
-    text = (
-        repr(value)
-        if not isinstance(value, int) or abs(value) < 10**30
-        else f"a number of {len(str(value))} digits"
-    )
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def stated(by_relation: Mapping[Relation, Any], relation: Relation, label: str) -> Any:

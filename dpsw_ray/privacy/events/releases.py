@@ -6,20 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dpsw_ray.errors import UserError
+from dpsw_ray.base.errors import UserError, shown
 from dpsw_ray.privacy.events.base import Event
 from dpsw_ray.privacy.events.costs import discrete_cost, gaussian_cost, one_loss, sampled_cost
 from dpsw_ray.privacy.events.parameters import (
+    NoiseKind,
     check_noise,
+    check_noise_kind,
     check_positive,
     check_whole,
 )
 from dpsw_ray.privacy.losses import Cost, SlicedGaussian
 from dpsw_ray.privacy.relations import Relation, Unit, check_relation, check_unit
 
-__all__ = ["NoiseKind", "SampledGaussianEvent", "SlicedGaussianEvent", "SlicedHistogramEvent"]
-
-NoiseKind = Literal["gaussian", "discrete_gaussian"]
+__all__ = ["SampledGaussianEvent", "SlicedGaussianEvent", "SlicedHistogramEvent"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class SlicedHistogramEvent(Event, kind="sliced_histogram"):
     def __post_init__(self) -> None:
         check_whole(self, "directions", "row_norm_sq")
         check_noise(self)
-        if self.noise not in ("gaussian", "discrete_gaussian"):
-            raise UserError(
-                f"{self.label}: noise must be gaussian or discrete_gaussian, found {self.noise!r}."
-            )
+        check_noise_kind(self)
         check_unit(self.unit)
 
     def sensitivity_sq(self, relation: Relation) -> int:
@@ -100,7 +97,7 @@ class SlicedGaussianEvent(Event, kind="sliced_gaussian"):
         check_noise(self)
         check_positive(self, "radius")
         if self.law not in ("haar", "iid"):
-            raise UserError(f"{self.label}: law must be haar or iid, found {self.law!r}.")
+            raise UserError(f"{self.label}: law must be haar or iid, found {shown(self.law)}.")
         if self.law == "haar" and self.directions % self.dim:
             raise UserError(
                 f"{self.label}: Haar frames have a multiple of dim {self.dim} directions, found {self.directions}; "
@@ -150,7 +147,7 @@ class SampledGaussianEvent(Event, kind="sampled_gaussian"):
         check_whole(self, "steps")
         check_positive(self, "sampling", "sensitivity")
         if self.sampling > 1:
-            raise UserError(f"{self.label}: sampling must be a probability, found {self.sampling!r}.")
+            raise UserError(f"{self.label}: sampling must be a probability, found {shown(self.sampling)}.")
         check_noise(self)
         check_unit(self.unit)
 

@@ -1,0 +1,1 @@
+"""The systems: a folder each, and a line in the registry."""

@@ -1,0 +1,1 @@
+"""DPSWflow: noisy projections of every record, and a flow that follows them."""

@@ -1,0 +1,1 @@
+"""Noisy slices after the door: their file format, the free clean-up of their noise, and the planner."""
