@@ -94,6 +94,13 @@ def run_dpsw(*args: object, terminal: bool = False) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def done(*args: object) -> str:
+    """Standard output of a command that ends well; what it says where it does not."""
+    code, out, err = run_dpsw(*args)
+    assert code == 0, err
+    return out
+
+
 def flip(path: Path, place: int) -> None:
     """Changes one bit of a file."""
     content = bytearray(path.read_bytes())

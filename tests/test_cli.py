@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from support import done
 
 from dpsw_ray.privacy.ledger import Ledger
 
@@ -244,7 +245,7 @@ def watched_plan(config: Path) -> tuple[str, list[str]]:
 def test_what_is_only_asked_or_refused_leaves_no_trace(dpsw: Dpsw, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     places = ("--set", f"paths.home={tmp_path}/home", "--set", f"paths.ledger={tmp_path}/home/ledger.sqlite")
-    assert dpsw("plan", "digits", *places)[0] == 0
+    done("plan", "digits", *places)
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
     missing = ("--set", "data.source=table", "--set", f"data.path={tmp_path}/nowhere.parquet")
     code, _, err = dpsw("flow", "digits", *places, *missing, "--output", tmp_path / "runs" / "x", "--quiet")
@@ -302,12 +303,12 @@ def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, tmp_path: Path) -> None:
         "--output",
         run,
     )
-    assert dpsw(*args)[0] == 0
+    done(*args)
     samples = pq.read_table(run / "samples.parquet")
     private = next((tmp_path / "home" / "datasets" / "gone").glob("*/private"))
 
     shutil.rmtree(private)
-    assert dpsw("generate", run, "--out", tmp_path / "a.parquet", "--num", 50)[0] == 0
+    done("generate", run, "--out", tmp_path / "a.parquet", "--num", 50)
     shutil.rmtree(tmp_path / "home" / "datasets" / "gone")
     code, out, _ = dpsw("generate", run, "--out", tmp_path / "b.parquet", "--num", 50, "--seed", 0)
     assert code == 0 and "nothing was charged" in out
@@ -315,12 +316,12 @@ def test_generate_needs_nothing_but_the_run(dpsw: Dpsw, tmp_path: Path) -> None:
         again = pq.read_table(tmp_path / name)
         assert again.equals(samples) and again.schema.metadata == samples.schema.metadata
 
-    assert dpsw("generate", run, "--out", tmp_path / "c.parquet", "--num", 70, "--seed", 1)[0] == 0
+    done("generate", run, "--out", tmp_path / "c.parquet", "--num", 70, "--seed", 1)
     more = pq.read_table(tmp_path / "c.parquet")
     assert len(more) == 70 and more.schema.equals(samples.schema) and not more.slice(0, 50).equals(samples)
     assert charges("gone") == 1
 
-    assert dpsw("generate", run, "--out", tmp_path / "d.csv", "--num", 50)[0] == 0
+    done("generate", run, "--out", tmp_path / "d.csv", "--num", 50)
     text = pa.csv.read_csv(tmp_path / "d.csv")
     assert text.column_names == [*(f"pixel{i}" for i in range(64)), "label"]
     pixels = np.array(samples.column("pixels").to_pylist())
@@ -345,7 +346,7 @@ def test_the_same_command_twice_charges_once(dpsw: Dpsw, tmp_path: Path) -> None
         "--output",
         tmp_path / "run",
     )
-    assert dpsw(*args)[0] == 0
+    done(*args)
     names = ("samples.parquet", "particles.arrow", "release/manifest.json", "release/table.arrow")
     before = [(tmp_path / "run" / name).read_bytes() for name in names]
     code, out, _ = dpsw(*args)
@@ -357,11 +358,11 @@ def test_the_same_command_twice_charges_once(dpsw: Dpsw, tmp_path: Path) -> None
 def test_a_resumed_run_keeps_the_encoder_its_release_was_made_with(dpsw: Dpsw, tmp_path: Path) -> None:
     home = tmp_path / "home"
     args = ("flow", "digits", *SMALL, "--set", f"paths.home={home}", "--output", tmp_path / "run")
-    assert dpsw(*args)[0] == 0
+    done(*args)
     before = (tmp_path / "run" / "samples.parquet").read_bytes()
     for cached in (home / "encoders").iterdir():
         shutil.rmtree(cached)
-    assert dpsw(*args)[0] == 0
+    done(*args)
     assert not list((home / "encoders").iterdir()), "the run's own encoder was there"
     assert (tmp_path / "run" / "samples.parquet").read_bytes() == before
 
@@ -376,7 +377,7 @@ def test_ledger_shows_totals_and_checks_its_chain(dpsw: Dpsw, own_home: Path, tm
         "--set",
         f"paths.home={tmp_path / 'home'}",
     )
-    assert dpsw("flow", "digits", *SMALL, *name, "--output", tmp_path / "run")[0] == 0
+    done("flow", "digits", *SMALL, *name, "--output", tmp_path / "run")
 
     code, out, _ = dpsw("ledger", "--ledger", path)
     assert code == 0 and re.search(r"^counted .* 1 .* none +no limit$", out, re.MULTILINE)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from support import kept
+from support import done, kept
 from test_data_sources import write_celeba
 
 from dpsw_ray.base.errors import UserError
@@ -135,9 +135,9 @@ def test_one_ledger_knows_one_division_of_a_data_set(tmp_path: Path, dpsw: Dpsw)
         "encoder: {kind: identity}\n"
         f"cluster: {{executor: local}}\npaths: {{home: {tmp_path / 'home'}, ledger: {tmp_path / 'ledger.sqlite'}}}\n"
     )
-    assert dpsw("data", "import", config)[0] == 0
+    done("data", "import", config)
     other = ("--set", f"paths.home={tmp_path / 'other'}")
-    assert dpsw("data", "import", config, *other)[0] == 0, "the same division, on another disk"
+    done("data", "import", config, *other)  # the same division, on another disk
     _, shown, _ = dpsw("ledger", "show", "t", "--ledger", tmp_path / "ledger.sqlite")
     assert "divided: public_fraction 0.5, test u < 0.2, split_seed 0" in shown
     divided = ("--set", f"paths.home={tmp_path / 'third'}", "--set", "data.public_fraction=0.25")
@@ -170,7 +170,7 @@ def test_a_protected_number_of_records_stays_so(tmp_path: Path, dpsw: Dpsw) -> N
         f"encoder: {{kind: identity}}\npaths: {{home: {tmp_path / 'home'}, ledger: {book}}}\n"
     )
     fixed = ("--relation", "add_remove", "--unit", "record", "--delta", "1e-5", "--ledger", book)
-    assert dpsw("ledger", "register", "t", *fixed)[0] == 0
+    done("ledger", "register", "t", *fixed)
     for command in ("import", "show"):
         code, _, error = dpsw("data", command, config)
         assert code == 2 and "add_remove" in error
@@ -330,7 +330,7 @@ def test_records_under_another_path_and_name_are_no_second_budget(
 ) -> None:
     path, other = table(tmp_path / "t.parquet"), tmp_path / "again.parquet"
     whole = (BOUNDS, "data.classes=[c0, c1]", f"privacy.relation={relation}")
-    assert dpsw("data", "import", "table", *sets(tmp_path, *whole))[0] == 0
+    done("data", "import", "table", *sets(tmp_path, *whole))
     keys = [*whole, f"data.path={other}"]
     if kind in ("bytes", "columns"):  # as it stands, or read another way
         shutil.copy(path, other)
@@ -373,7 +373,7 @@ def test_records_under_another_path_and_name_are_no_second_budget(
 def test_no_smaller_overlap_is_told(tmp_path: Path, dpsw: Dpsw) -> None:
     path = table(tmp_path / "t.parquet")
     whole = (BOUNDS, "data.classes=[c0, c1]")
-    assert dpsw("data", "import", "table", *sets(tmp_path, *whole))[0] == 0
+    done("data", "import", "table", *sets(tmp_path, *whole))
     rng = np.random.default_rng(1)
     half = pq.read_table(path).slice(0, 1_500)
     new = pa.table({name: rng.normal(size=1_500) for name in "abc"} | {"y": ["c1"] * 1_500})
@@ -427,7 +427,7 @@ def test_a_source_that_changed_is_said_and_divided_again_on_demand(tmp_path: Pat
     run = ("flow", "table", *sets(tmp_path, *parts), "--output")
     code, _, error = dpsw(*imported, "--again")
     assert code == 2 and "there is nothing to divide again" in error
-    assert dpsw(*imported)[0] == 0
+    done(*imported)
     code, out, error = dpsw(*run, tmp_path / "one")
     assert code == 0, error
     assert said not in out
@@ -469,7 +469,7 @@ def test_a_source_that_changed_is_said_and_divided_again_on_demand(tmp_path: Pat
     assert left == {folder.name, ".receipts"}
 
     # the same account: what was charged before stays charged; and another label divides as this one does
-    assert dpsw(*run, tmp_path / "three")[0] == 0
+    done(*run, tmp_path / "three")
     _, shown, _ = dpsw("ledger", "show", "t", "--ledger", tmp_path / "ledger.sqlite", "--json")
     assert json.loads(shown)["charges"] == 4
     code, _, error = dpsw(*imported, "--set", "data.label=null", "--set", "data.columns=[a, b, c]")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import run_dpsw
+from support import done, run_dpsw
 
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.privacy.ledger import Ledger
@@ -21,10 +21,13 @@ FLOW = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run in a home of this module's own: where the digits are divided already, they have no second name."""
     folder = tmp_path_factory.mktemp("damage") / "run"
-    assert run_dpsw(*FLOW, "--output", folder)[0] == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPSW_HOME", str(folder.with_name("home")))
+        done(*FLOW, "--output", folder)
+        yield folder
 
 
 def _empty(path: Path) -> None:
