@@ -21,8 +21,9 @@ from dpsw_ray.encoders import load_encoder
 from dpsw_ray.methods.dpswflow_h.audit import canary_pair
 from dpsw_ray.methods.dpswflow_h.mechanism import bound
 from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.pipeline.generate import generate
 from dpsw_ray.pipeline.plan import make_plan
-from dpsw_ray.pipeline.run import RunResult, generate, run
+from dpsw_ray.pipeline.run import RunResult, run
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.records import open_private_records
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from federated_support import run_federated
 from federated_support import small as small_users
 from support import as_earlier, kept, run_dpsw, small
 
@@ -19,7 +20,6 @@ from dpsw_ray.config.family import Family, has_key
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.experiment.grid import Grid, make_grid
 from dpsw_ray.federated.config import FEDERATED
-from dpsw_ray.federated.run import run_federated
 from dpsw_ray.methods.registry import METHODS, RUNS, decides_release, is_free, load_config, method_named
 from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.ledger import Ledger

@@ -16,6 +16,7 @@ from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.privacy.events import SlicedHistogramEvent
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.private.latents import bounded
+from dpsw_ray.tables.release import Release
 
 __all__ = ["TableCanaries", "canary_pair"]
 
@@ -38,6 +39,11 @@ class TableCanaries:
     def of_group(self, event: SlicedHistogramEvent, size: int) -> SlicedHistogramEvent:
         """The event with so many times its sensitivity."""
         return dataclasses.replace(event, row_norm_sq=event.row_norm_sq * size**2)
+
+    def answer(self, release: Release) -> NDArray[np.int64]:
+        """The counts of the only round."""
+        counts: NDArray[np.int64] = release.counts[0]
+        return counts
 
 
 def canary_pair(
