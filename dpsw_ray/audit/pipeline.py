@@ -221,7 +221,7 @@ def _scores(
     world = plant(data.private_dir, folder, canaries, replaced)
     shards = spawn_shards(config, LocalCluster(config.cluster.actors), world, folder.parent / "encoder")
     shards.call("encode")
-    scores = np.empty(runs)
+    method, scores = method_of(config), np.empty(runs)
     for run in range(runs):
         if run % _LEDGER_LENGTH == 0:
             ledger = Ledger(folder / f"ledger-{run}.sqlite")
@@ -229,7 +229,7 @@ def _scores(
                 _ACCOUNT, config.privacy.relation, config.privacy.unit, config.privacy.delta, False
             )
         release = release_once(
-            method_of(config).released,
+            method.released,
             shards,
             lambda release_id: dataclasses.replace(plan, release_id=release_id),
             folder / "release",
@@ -237,7 +237,11 @@ def _scores(
             account=_ACCOUNT,
             run_id=_ACCOUNT,
             noise_seed=None,
-            manifest=lambda made: {"release_id": made.release_id, "publishable": False},
+            manifest=lambda made: {
+                "release_id": made.release_id,
+                "publishable": False,
+                **method.told(config, made),
+            },
         )
         shutil.rmtree(folder / "release")
         scores[run] = difference @ attack.answer(release).ravel()

@@ -193,7 +193,7 @@ class Audit(Protocol):
     def of_group(self, event: Any, size: int) -> Event:
         """The event for which neighbours differ in so many records."""
 
-    def answer(self, release: Any) -> NDArray[np.int64]:
+    def answer(self, release: Any) -> NDArray[Any]:
         """The noisy numbers of a release, in the order of what `pair` says that its canaries add."""
 
 
