@@ -214,9 +214,9 @@ def test_a_method_without_slices_runs_and_is_drawn_from_measured_and_compared(to
     assert code == 0 and len((toy / "more.csv").read_text().splitlines()) == 10, error
     code, out, error = run_dpsw("evaluate", toy / "run", "--set", "evaluation.directions=8")
     assert code == 0 and "sliced W2 to test latents" in out, error
-    code, out, error = run_dpsw("audit", "digits", *sets, "--runs", "40", "--json")
+    code, out, error = run_dpsw("audit", "digits", *sets, "--canaries", "40", "--runs", "40", "--json")
     (found,) = json.loads(out)["audits"]
-    assert code == 0 and 0 < found["epsilon"]["lower"] <= found["epsilon"]["claimed"], (found, error)
+    assert code == 0 and 0 < found["mu"]["lower"] <= found["mu"]["claimed"], (dict(found, events=0), error)
     shared = [part for key in kept(keys[1:], keys) if "research" not in key for part in ("--set", key)]
     code, _, error = run_dpsw(
         "compare", "digits", "--methods", "toy,dpswflow-h", "--epsilon", "5", "--seeds", "1", *shared,
@@ -239,6 +239,7 @@ def test_a_method_without_slices_is_swept(toy: Path, ray_session: None) -> None:
     assert code == 2 and "withholds released slices, and method toy releases none; choose" in error
     path.write_text(yaml.safe_dump(values | {"selection": {"score": "public"}}))
     code, _, error = run_dpsw("tune", path, "--output", toy / "sweep", "--quiet")
-    assert code == 0, (toy / "sweep" / "trials").rglob("trial.json")
-    assert len(Ledger(toy / "ledger.sqlite").rows()) == 1
+    told = [path.read_text() for path in (toy / "sweep" / "trials").rglob("trial.json")]
+    assert code == 0, (error, told)
+    assert [row.kind for row in Ledger(toy / "ledger.sqlite").rows()].count("charge") == 1
     assert (toy / "sweep" / "best" / "report.html").exists()
