@@ -33,8 +33,8 @@ from dpsw_ray.federated.config import load_federated
 from dpsw_ray.federated.data import population_data
 from dpsw_ray.federated.kernel import PRESENT, add_users
 from dpsw_ray.federated.plan import UserPlan, round_plan
-from dpsw_ray.federated.run import spawn_users
-from dpsw_ray.pipeline.run import train_encoder
+from dpsw_ray.federated.world import spawn_users
+from dpsw_ray.pipeline.steps import train_encoder
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.release.exchange import noisy_answer

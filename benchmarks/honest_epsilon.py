@@ -31,8 +31,9 @@ from dpsw_ray.methods.dpswflow_h.mechanism import bound, noise
 from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
 from dpsw_ray.methods.registry import load_config
 from dpsw_ray.methods.sections import FlowingConfig
+from dpsw_ray.pipeline.division import divided_data
 from dpsw_ray.pipeline.plan import make_plan
-from dpsw_ray.pipeline.run import divided_data, train_encoder
+from dpsw_ray.pipeline.steps import train_encoder
 from dpsw_ray.privacy.accountants import bound as account_bound
 from dpsw_ray.privacy.events import SequentialEvent
 from dpsw_ray.privacy.ledger import Ledger

@@ -18,9 +18,9 @@ from dpsw_ray.data.split import read_info
 from dpsw_ray.federated.config import FederatedConfig
 from dpsw_ray.federated.population.generated import write_generated
 from dpsw_ray.federated.population.ingest import ingest_users, natural_folder
+from dpsw_ray.pipeline.division import divided_data
 from dpsw_ray.pipeline.folder import at_terminal
 from dpsw_ray.pipeline.plan import pin_division, pinned_division, protection
-from dpsw_ray.pipeline.run import divided_data
 from dpsw_ray.privacy.ledger import Ledger
 
 __all__ = ["population_data"]

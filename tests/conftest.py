@@ -15,7 +15,10 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers look for test classes by module name, wherever pytest was started.
     "PYTHONPATH": os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+        filter(
+            None,
+            [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH")],
+        )
     ),
 }
 os.environ.pop("RAY_ADDRESS", None)

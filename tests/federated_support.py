@@ -13,9 +13,10 @@ from dpsw_ray.cluster import LocalCluster
 from dpsw_ray.data.split import Dataset
 from dpsw_ray.federated.config import FEDERATED, FederatedConfig, load_federated
 from dpsw_ray.federated.data import population_data
-from dpsw_ray.federated.run import spawn_users
 from dpsw_ray.federated.worker import UserShard
-from dpsw_ray.pipeline.run import train_encoder
+from dpsw_ray.federated.world import Users, spawn_users
+from dpsw_ray.pipeline.run import RunResult, run
+from dpsw_ray.pipeline.steps import train_encoder
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.slicing.directions import LATTICE
@@ -34,6 +35,11 @@ SMALL = (
     "cluster.executor=local",
     "cluster.actors=2",
 )
+
+
+def run_federated(config: FederatedConfig, output: Path, progress: Progress) -> RunResult:
+    """A federated run."""
+    return run(config, output, progress, world=Users)
 
 
 def small(home: Path, *overrides: str) -> FederatedConfig:

@@ -22,7 +22,6 @@ from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.files import read_arrow, write_arrow
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.config.run import RunConfig
-from dpsw_ray.federated.run import run_federated
 from dpsw_ray.pipeline.plan import ledger_account
 from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.ledger import Ledger
@@ -104,12 +103,12 @@ def test_a_round_that_is_not_whole_is_not_paid_for_again(gone: str, tmp_path: Pa
         "release.rate=0.5",
         "privacy.relation=zero_out",
     )
-    run_federated(config, tmp_path / "run", QUIET)
+    federated_support.run_federated(config, tmp_path / "run", QUIET)
     spent, path = charges(config), tmp_path / "run" / gone
     assert spent == 2
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=r"What was paid for in .* is not whole"):
-        run_federated(config, tmp_path / "run", QUIET)
+        federated_support.run_federated(config, tmp_path / "run", QUIET)
     assert charges(config) == spent
 
 
@@ -169,11 +168,11 @@ def test_latents_without_a_digest_are_those_of_before(made: tuple[RunConfig, Pat
 @pytest.mark.parametrize("name", ["latents.npy", "labels.npy", "offsets.npy", "ready.json"])
 def test_damaged_latents_of_users_are_made_anew_before_the_charge(name: str, tmp_path: Path) -> None:
     config = federated_support.small(tmp_path / "home")
-    run_federated(config, tmp_path / "a", QUIET)
+    federated_support.run_federated(config, tmp_path / "a", QUIET)
     (store,) = config.home.glob("datasets/digits/*/private/users/[!.]*")
     before = {path.name: path.read_bytes() for path in store.iterdir()}
     os.truncate(store / name, (store / name).stat().st_size // 2)
-    run_federated(config, tmp_path / "b", QUIET)
+    federated_support.run_federated(config, tmp_path / "b", QUIET)
     assert before == {path.name: path.read_bytes() for path in store.iterdir()}
     assert charges(config) == 2
 

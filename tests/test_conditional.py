@@ -18,11 +18,12 @@ from dpsw_ray.base.progress import Progress
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import open_dataset
 from dpsw_ray.encoders import load_encoder
-from dpsw_ray.methods.dpswflow_h.audit import canary_pair
+from dpsw_ray.methods.dpswflow_h.audit import TableCanaries
 from dpsw_ray.methods.dpswflow_h.mechanism import bound
 from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
+from dpsw_ray.pipeline.generate import generate
 from dpsw_ray.pipeline.plan import make_plan
-from dpsw_ray.pipeline.run import RunResult, generate, run
+from dpsw_ray.pipeline.run import RunResult, run
 from dpsw_ray.private.latents import bounded
 from dpsw_ray.private.records import open_private_records
 
@@ -93,7 +94,7 @@ def test_canaries_are_encoded_with_the_classes_they_are_planted_under(
     encoder = load_encoder(finished.folder / "encoder")
     plan = make_plan(config, encoder.latent_dim, 10, 700, "audit")
     assert isinstance(plan, HistogramPlan)
-    first, second, difference = canary_pair(encoder, plan, "replace_one", 2)
+    first, second, difference = TableCanaries().pair(encoder, plan, "replace_one", 2)
     tables = [
         bound([bounded(encoder.encode(part.values, part.labels), part.labels)], plan).ravel()
         for part in (first, second)

@@ -14,7 +14,8 @@ from support import kept, small
 from torch import nn
 
 from dpsw_ray.base.progress import Progress
-from dpsw_ray.pipeline.run import generate, run
+from dpsw_ray.pipeline.generate import generate
+from dpsw_ray.pipeline.run import run
 
 
 @pytest.mark.usefixtures("fake_cuda")

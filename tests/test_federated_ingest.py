@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from federated_support import divided_users, shards_of, small
+from federated_support import divided_users, run_federated, shards_of, small
 
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.progress import Progress
@@ -19,7 +19,6 @@ from dpsw_ray.data import Dataset
 from dpsw_ray.data.parts import read_part
 from dpsw_ray.federated.config import FederatedConfig
 from dpsw_ray.federated.population.ingest import _part
-from dpsw_ray.federated.run import run_federated
 
 SIDE = 4
 USERS = [f"f{i}" for i in range(120)]

@@ -30,7 +30,7 @@ from dpsw_ray.federated.population import (
 )
 from dpsw_ray.federated.population.statistics import heterogeneity_figure, statistics
 from dpsw_ray.federated.store import UserStore
-from dpsw_ray.pipeline.run import divided_data
+from dpsw_ray.pipeline.division import divided_data
 from dpsw_ray.privacy.ledger import Ledger
 
 LABELS = np.repeat(np.arange(10, dtype=np.int32), 300)

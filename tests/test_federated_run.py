@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from federated_support import DIGITS, SMALL, Here, shards_of, small
+from federated_support import DIGITS, SMALL, Here, run_federated, shards_of, small
 from support import RecordingCluster, run_dpsw
 
-import dpsw_ray.federated.run as pipeline
+import dpsw_ray.pipeline.run as pipeline
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.files import read_arrow
 from dpsw_ray.base.progress import Progress
@@ -34,7 +34,6 @@ from dpsw_ray.federated.mechanism import sums
 from dpsw_ray.federated.message import user_message
 from dpsw_ray.federated.plan import UserPlan, round_plan
 from dpsw_ray.federated.row_mechanism import padded_rows
-from dpsw_ray.federated.run import run_federated
 from dpsw_ray.federated.shares import skellam
 from dpsw_ray.federated.worker import UserShard
 from dpsw_ray.methods.dpswflow_h.mechanism import cell_blocks
@@ -285,7 +284,9 @@ def test_what_is_registered_otherwise_is_refused_before_anything_is_read(home: P
     config = run_of(home, tmp_path, "privacy.delta=1e-6")
     Ledger(config.ledger_path).register("digits users", "replace_one", "user", 1e-5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "population_data", lambda *_: pytest.fail("the data were opened"))
+        patch.setattr(
+            "dpsw_ray.federated.world.population_data", lambda *_: pytest.fail("the data were opened")
+        )
         with pytest.raises(UserError, match="with delta 1e-05, found 1e-06"):
             run_federated(config, tmp_path / "run", QUIET)
 

@@ -18,7 +18,6 @@ from test_release import ledger, release, shards, store  # noqa: F401
 
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.progress import Progress
-from dpsw_ray.federated.run import run_federated
 from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.events import GaussianEvent
 from dpsw_ray.privacy.ledger import Ledger, Receipt
@@ -280,8 +279,8 @@ def test_a_run_notices_whatever_key_it_is_given_under_and_leaves_nothing(tmp_pat
 
 def test_users_are_counted_likewise(tmp_path: Path) -> None:
     config = federated_support.small(tmp_path / "home")
-    run_federated(config, tmp_path / "a", QUIET)
+    federated_support.run_federated(config, tmp_path / "a", QUIET)
     config.ledger_path.unlink()
     with pytest.raises(UserError, match="lacks a charge to digits users"):
-        run_federated(config, tmp_path / "b", QUIET)
+        federated_support.run_federated(config, tmp_path / "b", QUIET)
     assert not (tmp_path / "b").exists()

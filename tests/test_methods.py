@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from federated_support import run_federated
 from federated_support import small as small_users
 from support import as_earlier, kept, run_dpsw, small
 
@@ -19,7 +19,6 @@ from dpsw_ray.config.family import Family, has_key
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.experiment.grid import Grid, make_grid
 from dpsw_ray.federated.config import FEDERATED
-from dpsw_ray.federated.run import run_federated
 from dpsw_ray.methods.registry import METHODS, RUNS, decides_release, is_free, load_config, method_named
 from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.ledger import Ledger
@@ -190,78 +189,11 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_release(users: bool, tmp_p
     assert "generator" not in stored and "batch" not in stored["release"]
 
 
-TOY = """
-from typing import Literal
-import numpy as np
-from pydantic import Field
-from dpsw_ray.config.fields import Section, Whole
-from dpsw_ray.config.run import RunConfig
-from dpsw_ray.flow.points import Points
-from dpsw_ray.methods.dpswflow_h.plan import HistogramPlan
-from dpsw_ray.methods.method import Method
-from dpsw_ray.slicing.grid import BinGrid
-
-
-class ToySection(Section):
-    points: Whole = Field(50, ge=1, le=10**6)
-
-
-class ToyConfig(RunConfig):
-    method: Literal["toy"] = "toy"
-    toy: ToySection = Field(default_factory=ToySection)
-
-    @property
-    def count(self):
-        return self.toy.points
-
-
-class Drawn:
-    def __init__(self, encoder):
-        self._encoder = encoder
-
-    def sample(self, count, seed):
-        points = np.random.default_rng(seed).standard_normal((count, self._encoder.latent_dim))
-        points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1)
-        return Points(points, np.zeros(count, np.int32))
-
-
-class Toy(Method):
-    Config = ToyConfig
-    free = ("toy.",)
-
-    def plan(self, config, facts, release_id):
-        p = config.privacy
-        return HistogramPlan.make(
-            release_id=release_id, dim=facts.dim, frames=1, grid=BinGrid(16, 1.0), classes=1,
-            class_conditional=False, relation=p.relation, epsilon=p.epsilon, delta=p.delta, seed=config.seed,
-        )
-
-    def describe(self, config, plan, facts, known):
-        return {"release": {"numbers": 16}, "noise": {"kind": plan.noise}}
-
-    def statement(self, config):
-        return "Toys, with noise."
-
-    def memory(self, config, held):
-        return {"toy.points": 8 * held.count * held.dim}
-
-    def learn(self, config, targets, tools):
-        return Drawn(tools.encoder)
-
-
-METHOD = Toy()
-"""
-
-
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A method that is in no folder of the package and reads no slices, by a file on the path and a registry line."""
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "toy_method.py").write_text(TOY)
-    monkeypatch.syspath_prepend(tmp_path / "path")
+    """A method that is in no folder of the package and reads no slices: a file on the path, and a registry line."""
     monkeypatch.setitem(METHODS, "toy", "toy_method")
-    yield tmp_path
-    sys.modules.pop("toy_method", None)
+    return tmp_path
 
 
 def test_a_method_without_slices_runs_and_is_drawn_from_measured_and_compared(toy: Path) -> None:
@@ -282,8 +214,9 @@ def test_a_method_without_slices_runs_and_is_drawn_from_measured_and_compared(to
     assert code == 0 and len((toy / "more.csv").read_text().splitlines()) == 10, error
     code, out, error = run_dpsw("evaluate", toy / "run", "--set", "evaluation.directions=8")
     assert code == 0 and "sliced W2 to test latents" in out, error
-    code, _, error = run_dpsw("audit", "digits", *sets)
-    assert code == 2 and "method toy has no canaries yet" in error and "set method dpswflow-h" in error
+    code, out, error = run_dpsw("audit", "digits", *sets, "--canaries", "40", "--runs", "40", "--json")
+    (found,) = json.loads(out)["audits"]
+    assert code == 0 and 0 < found["mu"]["lower"] <= found["mu"]["claimed"], (dict(found, events=0), error)
     shared = [part for key in kept(keys[1:], keys) if "research" not in key for part in ("--set", key)]
     code, _, error = run_dpsw(
         "compare", "digits", "--methods", "toy,dpswflow-h", "--epsilon", "5", "--seeds", "1", *shared,
@@ -293,3 +226,20 @@ def test_a_method_without_slices_runs_and_is_drawn_from_measured_and_compared(to
     assert code == 0 and "toy" in table and "dpswflow-h" in table, error
     with pytest.raises(UserError, match=r"toy.points is a key of method toy; method dpswflow-h has flow and"):
         load_config("digits", ["toy.points=3"])
+
+
+def test_a_method_without_slices_is_swept(toy: Path, ray_session: None) -> None:
+    keys = {"method": "toy", "encoder.epochs": 3, "tracking.enabled": False, "paths.home": str(toy / "home"),
+            "paths.ledger": str(toy / "ledger.sqlite"), "evaluation.enabled": False}  # fmt: skip
+    values = {"name": "toys", "base": "digits", "set": keys, "search": {"kind": "grid"}, "trials": {"at_once": 1},
+              "space": {"toy.points": {"grid": [40, 60]}}}  # fmt: skip
+    path = toy / "sweep.yaml"
+    path.write_text(yaml.safe_dump(values))
+    code, _, error = run_dpsw("tune", path, "--output", toy / "sweep", "--quiet")
+    assert code == 2 and "withholds released slices, and method toy releases none; choose" in error
+    path.write_text(yaml.safe_dump(values | {"selection": {"score": "public"}}))
+    code, _, error = run_dpsw("tune", path, "--output", toy / "sweep", "--quiet")
+    told = [path.read_text() for path in (toy / "sweep" / "trials").rglob("trial.json")]
+    assert code == 0, (error, told)
+    assert [row.kind for row in Ledger(toy / "ledger.sqlite").rows()].count("charge") == 1
+    assert (toy / "sweep" / "best" / "report.html").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federated_support import run_federated
 from federated_support import small as federated_small
 from support import small
 from test_release import ledger, shards, store  # noqa: F401
@@ -16,7 +17,7 @@ from test_release_rows import Dying, made, rows
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import open_cluster
 from dpsw_ray.config.run import ClusterConfig
-from dpsw_ray.federated.run import run_federated
+from dpsw_ray.pipeline.records import Records
 from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.release.place import place, weakest
@@ -82,7 +83,7 @@ def test_the_moments_of_a_private_encoder_are_a_release_too(tmp_path: Path, ray_
     )  # fmt: skip
     config, folder = small("cluster.executor=local", *shared), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dpsw_ray.pipeline.run._release", _interrupt)  # the moments are made, nothing else is
+        patch.setattr(Records, "release", _interrupt)  # the moments are made, nothing else is
         run(config, folder, QUIET)
     run(small(*shared), folder, QUIET)
     assert kept(folder) == "workers" and SAID["driver"] in said(folder)

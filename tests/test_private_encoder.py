@@ -17,7 +17,6 @@ from support import small
 from test_boundary import recorded_run
 from test_release import shards, store
 
-import dpsw_ray.pipeline.run as pipeline
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.config.run import RunConfig
@@ -25,8 +24,10 @@ from dpsw_ray.data import open_dataset
 from dpsw_ray.data.records import RecordSchema
 from dpsw_ray.encoders import BasisEncoder, PcaEncoder, load_encoder
 from dpsw_ray.pipeline.accounting import load_request
+from dpsw_ray.pipeline.generate import generate
 from dpsw_ray.pipeline.plan import describe_plan, make_moments_plan, make_plan, planned, run_events
-from dpsw_ray.pipeline.run import generate, run
+from dpsw_ray.pipeline.records import Records
+from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.events import DpPcaEvent, NoiseKind
 from dpsw_ray.privacy.ledger import Ledger
@@ -447,7 +448,7 @@ def test_a_run_that_dies_between_the_charges_pays_for_the_encoder_once(
 ) -> None:
     config = private(home=tmp_path / "home")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "_release", die)
+        patch.setattr(Records, "release", die)
         run(config, tmp_path / "run", QUIET)
     moments = (tmp_path / "run" / "release" / "encoder" / "moments.arrow").read_bytes()
     ledger = Ledger(config.ledger_path)
@@ -465,7 +466,7 @@ def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
     """A run that died when its encoder was paid for and its release was not."""
     config = private("privacy.epsilon=1", home=tmp_path / "home")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "_release", die)
+        patch.setattr(Records, "release", die)
         run(config, tmp_path / "run", QUIET)
     return config, tmp_path / "run"
 

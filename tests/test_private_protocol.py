@@ -25,7 +25,8 @@ from dpsw_ray.base.files import write_arrow
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.cluster import WorkerDied
 from dpsw_ray.methods.dpswflow_h.mechanism import bound
-from dpsw_ray.pipeline.run import generate, run
+from dpsw_ray.pipeline.generate import generate
+from dpsw_ray.pipeline.run import run
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.private.latents import BALL, LatentStore, bounded

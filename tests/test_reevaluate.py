@@ -18,7 +18,8 @@ from support import run_dpsw, small
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.data import open_dataset
 from dpsw_ray.flow.film import read_film
-from dpsw_ray.pipeline.run import generate, run
+from dpsw_ray.pipeline.generate import generate
+from dpsw_ray.pipeline.run import run
 
 QUIET = Progress(quiet=True)
 MEASURED = ("evaluation.enabled=true", "evaluation.directions=16", "cluster.executor=local")

@@ -19,7 +19,8 @@ from dpsw_ray.base.files import read_arrow
 from dpsw_ray.base.progress import Progress
 from dpsw_ray.data import open_dataset
 from dpsw_ray.encoders import load_encoder
-from dpsw_ray.pipeline.run import RunResult, generate, run
+from dpsw_ray.pipeline.generate import generate
+from dpsw_ray.pipeline.run import RunResult, run
 from dpsw_ray.pipeline.samples import read_samples
 from dpsw_ray.tables.release import Release
 

@@ -84,7 +84,7 @@ def test_every_file_of_the_package_is_installed(installed: Path) -> None:
     found = files(installed / "dpsw_ray")
     assert found == files(ROOT / "dpsw_ray")
     assert found >= {
-        "py.typed", "tune/sweep.py", "tune/sweep.html.j2", "federated/run.py", "configs/digits.yaml",
+        "py.typed", "tune/sweep.py", "tune/sweep.html.j2", "federated/world.py", "configs/digits.yaml",
         "configs/tune/digits.yaml", "evaluation/report.html.j2", "experiment/page.css",
     }  # fmt: skip
 

@@ -32,6 +32,7 @@ from dpsw_ray.privacy.events import Event, GaussianEvent, PrivateSelectionEvent
 from dpsw_ray.privacy.gaussian import AccountingError, gaussian_epsilon
 from dpsw_ray.privacy.relations import Relation
 from dpsw_ray.privacy.selection import MOST_TRIALS, NEGLIGIBLE, TrialsLaw
+from dpsw_ray.tables.release import Release
 from dpsw_ray.tune.config import SweepConfig
 from dpsw_ray.tune.space import Space
 
@@ -115,6 +116,14 @@ def check_sweep(sweep: SweepConfig, space: Space, base: RunConfig, where: str) -
             "choose selection.score validation_slices or noisy_query."
         )
     if selection.score == "validation_slices":
+        whole = [
+            name for name in _methods(space, base) if not issubclass(method_named(name).released, Release)
+        ]
+        if whole:
+            raise UserError(
+                f"{where}: selection.score validation_slices withholds released slices, and method {whole[0]} releases "
+                f"none; choose selection.score {'public' if base.data.public_fraction else 'noisy_query'}."
+            )
         others = ("encoder.", "method", *method_of(base).slice_keys(base))
         odd = [key for key in mechanism if begins(key, others)]
         if odd:

@@ -20,25 +20,18 @@ from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.methods.method import Tools
 from dpsw_ray.methods.registry import method_of
+from dpsw_ray.pipeline.division import check_receipts, check_relation, divided_data
 from dpsw_ray.pipeline.memory import check_memory
 from dpsw_ray.pipeline.plan import ledger_account, make_plan, register_account
 from dpsw_ray.pipeline.publish import release_manifest
-from dpsw_ray.pipeline.run import (
-    check_delta,
-    check_receipts,
-    check_relation,
-    divided_data,
-    spawn_shards,
-    threads_per_actor,
-    train_encoder,
-)
+from dpsw_ray.pipeline.records import check_delta, spawn_shards
+from dpsw_ray.pipeline.steps import threads_per_actor, train_encoder
 from dpsw_ray.privacy.accountants import Account, account
 from dpsw_ray.privacy.events import Event
 from dpsw_ray.privacy.gaussian import EpsilonBounds
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.release.exchange import charge, release_once, reserve_release
-from dpsw_ray.tables.plan import SlicesPlan
-from dpsw_ray.tables.release import Release
+from dpsw_ray.release.plan import Plan
 from dpsw_ray.tune.plan import SweepPlan
 from dpsw_ray.tune.policy import query_epsilon, split_epsilon
 from dpsw_ray.tune.scores import withhold
@@ -175,7 +168,7 @@ def _encoder_key(config: RunConfig) -> str:
     return config.encoder.model_dump_json()
 
 
-def _make_plan(config: RunConfig, data: Dataset, encoders: dict[str, Path], release_id: str) -> SlicesPlan:
+def _make_plan(config: RunConfig, data: Dataset, encoders: dict[str, Path], release_id: str) -> Plan:
     encoder = load_encoder(encoders[_encoder_key(config)])
     return make_plan(config, encoder.latent_dim, len(data.info.classes), data.info.private_count, release_id)
 
@@ -229,7 +222,7 @@ def _release_all(
     for group in groups:
         stated = _uncounted(account([events[group.number]], p.relation, p.delta)) if alone else privacy
         release_once(
-            Release,
+            method_of(group.config).released,
             **arguments(group),
             run_id=plan.sweep.name,
             manifest=_manifest(
@@ -249,7 +242,7 @@ def _uncounted(alone: Account) -> dict[str, Any]:
 
 def _manifest(
     group: Group, encoder: Encoder, data: Dataset, ledger: Ledger, privacy: dict[str, Any], policy: str
-) -> Callable[[SlicesPlan], dict[str, Any]]:
+) -> Callable[[Plan], dict[str, Any]]:
     """Of a release that was chosen among several: it costs what all of them cost."""
     return lambda plan: {
         **release_manifest(group.config, plan, data.info, encoder, ledger),
@@ -263,9 +256,9 @@ def write_reference(group: Group, withheld: float | None, folder: Path) -> None:
     path = folder / "reference.npz"
     if path.exists():
         return
-    release = Release.load(group.folder / "release")
-    fitted = release if withheld is None else withhold(release, withheld)[0]
     config, method = group.config, method_of(group.config)
+    release: Any = method.released.load(group.folder / "release")
+    fitted = release if withheld is None else withhold(release, withheld)[0]
     with LocalCluster(1) as cluster:
         tools = Tools(load_encoder(group.encoder), cluster, threads_per_actor(config))
         model = method.learn(config, method.targets(config, fitted), tools)

@@ -32,18 +32,19 @@ from dpsw_ray.cluster import LocalCluster, WorkerGroup
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset
 from dpsw_ray.encoders import Encoder
-from dpsw_ray.methods.registry import decides_release
+from dpsw_ray.methods.registry import decides_release, method_of
 from dpsw_ray.pipeline.plan import ledger_account, make_plan, register_account
 from dpsw_ray.pipeline.publish import release_manifest
-from dpsw_ray.pipeline.run import spawn_shards, train_encoder
+from dpsw_ray.pipeline.records import spawn_shards
+from dpsw_ray.pipeline.steps import train_encoder
 from dpsw_ray.privacy.accountants import account
 from dpsw_ray.privacy.events import PrivateSelectionEvent
 from dpsw_ray.privacy.ledger import Ledger, LedgerEntry
 from dpsw_ray.private.keys import KeyStore
 from dpsw_ray.release.exchange import begin_release, charge, draw_release, end_release, keep_receipt
+from dpsw_ray.release.plan import Plan
 from dpsw_ray.release.preflight import check_release_whole
-from dpsw_ray.tables.plan import SlicesPlan
-from dpsw_ray.tables.release import Release
+from dpsw_ray.release.released import Released
 from dpsw_ray.tune.config import TrialsConfig
 from dpsw_ray.tune.plan import SweepPlan, SweepTrial
 from dpsw_ray.tune.policy import selection_event, selection_trial_mu, within_mu
@@ -185,7 +186,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     write_bytes(path, json.dumps(values).encode(), mode=0o600)
 
 
-def _manifest(release: Release, entry: LedgerEntry, base: RunConfig) -> dict[str, Any]:
+def _manifest(release: Released[Any], entry: LedgerEntry, base: RunConfig) -> dict[str, Any]:
     """Of the release that is shown: it goes by the charge's id and time, and costs what the whole costs."""
     return {
         **release.manifest,
@@ -221,7 +222,7 @@ class _Trials:
             self._config(mechanism)
 
     def show_best(
-        self, shards: WorkerGroup, folder: Path, manifest: Callable[[Release], dict[str, Any]]
+        self, shards: WorkerGroup, folder: Path, manifest: Callable[[Released[Any]], dict[str, Any]]
     ) -> None:
         """Makes what is missing and moves the best trial's release and outcome to the sweep's folder."""
         points = self._points()
@@ -236,7 +237,6 @@ class _Trials:
                 "No trial of the private selection gave a score; what the trials said stays secret."
             )
         place = self._room / f"{best:06d}"
-        release = Release.load(place / "release")
         shown = folder / "releases" / "00000"
         shutil.rmtree(shown, ignore_errors=True)
         if (place / "reference.npz").exists():
@@ -248,6 +248,7 @@ class _Trials:
         trial.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / "points.npz", trial / "points.npz")
         dataclasses.replace(outcomes[best], seconds={}).write(trial)
+        release: Any = method_of(config).released.load(place / "release")
         dataclasses.replace(release, manifest=manifest(release)).save(
             shown / "release"
         )  # the last: it counts
@@ -271,7 +272,7 @@ class _Trials:
         )  # fmt: skip
         return self._plan.config(point, epsilon)
 
-    def _release_plan(self, config: RunConfig, release_id: str) -> SlicesPlan:
+    def _release_plan(self, config: RunConfig, release_id: str) -> Plan:
         info = self._data.info
         return make_plan(config, self._encoder.latent_dim, len(info.classes), info.private_count, release_id)
 
@@ -294,7 +295,7 @@ class _Trials:
                 shards, lambda release_id: self._release_plan(config, release_id), place / "release"
             )
             draw_release(
-                Release, shards, plan, place / "release", noise_seed=None,
+                method_of(config).released, shards, plan, place / "release", noise_seed=None,
                 manifest=lambda plan: _unchosen(config, plan, self._data, self._encoder),
             )  # fmt: skip
         end_release(shards, place / "release")  # where somebody died between the release and its commit
@@ -304,7 +305,7 @@ class _Trials:
         return make_trial(Task(config, group, place, selection, TrialsConfig()), lambda step, score: None)
 
 
-def _unchosen(config: RunConfig, plan: SlicesPlan, data: Dataset, encoder: Encoder) -> dict[str, Any]:
+def _unchosen(config: RunConfig, plan: Plan, data: Dataset, encoder: Encoder) -> dict[str, Any]:
     """The manifest of a trial's release while nobody knows whether it is the best: it promises nothing."""
     described = release_manifest(config, plan, data.info, encoder, None)
     return {**described, "publishable": False}

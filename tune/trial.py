@@ -22,7 +22,7 @@ from dpsw_ray.encoders import Encoder, load_encoder
 from dpsw_ray.flow.points import Points
 from dpsw_ray.methods.method import Tools
 from dpsw_ray.methods.registry import RUNS, method_named, method_of
-from dpsw_ray.pipeline.run import threads_per_actor
+from dpsw_ray.pipeline.steps import threads_per_actor
 from dpsw_ray.tables.release import Release
 from dpsw_ray.tune.config import SelectionConfig, TrialsConfig
 from dpsw_ray.tune.prepare import Group
@@ -127,7 +127,7 @@ def _made(task: Task, report: Callable[[int, float], None]) -> Outcome:
     withheld = selection.withheld if selection.score == "validation_slices" else None
     method = method_of(config)
     targets = _targets(task.group.folder, withheld, config.method, method.reading(config))
-    longest = method.steps(config, len(targets))
+    longest = method.steps(config, _parts(task.group.folder, withheld, config.method)[0])
     encoder = _encoder(task.group.encoder)
     judge = _judge(task.group, selection)
     seconds["inputs"] = time.perf_counter() - start
@@ -181,14 +181,14 @@ def _keep(path: Path, result: Points, seed: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _parts(folder: Path, withheld: float | None) -> tuple[Release, Release | None]:
-    release = Release.load(folder / "release")
+def _parts(folder: Path, withheld: float | None, method: str) -> tuple[Any, Any | None]:
+    release: Any = method_named(method).released.load(folder / "release")
     return (release, None) if withheld is None else withhold(release, withheld)
 
 
 @functools.lru_cache(maxsize=8)
 def _targets(folder: Path, withheld: float | None, method: str, reading: Hashable) -> Sequence[Any]:
-    return method_named(method).read(_parts(folder, withheld)[0], reading)
+    return method_named(method).read(_parts(folder, withheld, method)[0], reading)
 
 
 @functools.lru_cache(maxsize=8)
@@ -202,13 +202,13 @@ def _judge(
     if group.query is not None:
         return _queried(group.query).score
     if selection.score == "validation_slices":
-        return _held_out(group.folder, selection.withheld).score
+        return _held_out(group.folder, selection.withheld, group.config.method).score
     return _public(json.dumps(group.config.model_dump(mode="json")), group.encoder, selection.measure).score
 
 
 @functools.lru_cache(maxsize=8)
-def _held_out(folder: Path, withheld: float) -> HeldOut:
-    fitted, held = _parts(folder, withheld)
+def _held_out(folder: Path, withheld: float, method: str) -> HeldOut:
+    fitted, held = _parts(folder, withheld, method)
     assert held is not None
     return HeldOut(fitted, held, *_reference(folder))
 

@@ -21,10 +21,9 @@ from ray import tune as ray_tune
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.methods.registry import method_of
-from dpsw_ray.tables.release import Release
 from dpsw_ray.tune.config import TrialsConfig
 from dpsw_ray.tune.plan import SweepPlan, SweepTrial
-from dpsw_ray.tune.prepare import Prepared
+from dpsw_ray.tune.prepare import Group, Prepared
 from dpsw_ray.tune.trial import Outcome, Task, failed_outcome, make_trial, read_outcome
 
 __all__ = ["Job", "Suggest", "run_trials"]
@@ -197,9 +196,7 @@ def _scheduler(job: Job) -> Any:
     scheduler = job.plan.sweep.scheduler
     if scheduler.kind == "asha":
         swept = [int(v) for d in job.plan.space.distributions if d.key == "flow.steps" for v in d.values]
-        rounds = max(Release.load(group.folder / "release").rounds for group in job.prepared.groups)
-        base = job.plan.base.config
-        longest = max([method_of(base).steps(base, rounds), *swept])
+        longest = max([*(_steps(group) for group in job.prepared.groups), *swept])
         return schedulers.ASHAScheduler(
             time_attr=_STEP,
             max_t=longest + 1,
@@ -211,6 +208,12 @@ def _scheduler(job: Job) -> Any:
             time_attr=_STEP, grace_period=scheduler.grace, min_samples_required=3
         )
     return schedulers.FIFOScheduler()
+
+
+def _steps(group: Group) -> int:
+    """How many steps a trial of the base run takes with a group's release."""
+    method = method_of(group.config)
+    return method.steps(group.config, method.released.load(group.folder / "release"))
 
 
 def check_room(trials: TrialsConfig) -> Any:

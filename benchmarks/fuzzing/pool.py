@@ -55,7 +55,7 @@ _LOADED = (
     "dpsw_ray.pipeline.reevaluate",
     "dpsw_ray.experiment.compare",
     "dpsw_ray.tune.sweep",
-    "dpsw_ray.federated.run",
+    "dpsw_ray.federated.world",
 )
 
 

@@ -36,21 +36,22 @@ from dpsw_ray.audit.bounds import Claim, lower_bound
 from dpsw_ray.audit.result import AuditResult
 from dpsw_ray.base.errors import UserError
 from dpsw_ray.base.progress import Progress, Task
-from dpsw_ray.cluster import LocalCluster, WorkerGroup
+from dpsw_ray.cluster import LocalCluster
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data import Dataset, open_dataset
 from dpsw_ray.data.division import check_pinned
 from dpsw_ray.data.records import Part
+from dpsw_ray.methods.method import Audit
 from dpsw_ray.methods.registry import METHODS, method_named, method_of
+from dpsw_ray.pipeline.division import check_relation
 from dpsw_ray.pipeline.plan import make_plan, pinned_division
-from dpsw_ray.pipeline.run import check_relation, spawn_shards, train_encoder
+from dpsw_ray.pipeline.records import spawn_shards
+from dpsw_ray.pipeline.steps import train_encoder
 from dpsw_ray.privacy.accountants import bound
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.private.ingest import ingest
 from dpsw_ray.private.worlds import plant
 from dpsw_ray.release.exchange import release_once
-from dpsw_ray.tables.plan import SlicesPlan
-from dpsw_ray.tables.release import Release
 
 __all__ = ["RUNS", "audit_pipeline"]
 
@@ -125,7 +126,7 @@ def audit_pipeline(
         # A rate of releases would tell how many records there are.
         with (Progress(quiet=True) if hidden else progress).task("Releasing", 2 * runs) as task:
             null, alternative = (
-                _scores(private, data, scratch / name, part, replaced, plan, difference, runs, task)
+                _scores(private, data, scratch / name, part, replaced, plan, attack, difference, runs, task)
                 for name, part in (("null", first), ("alternative", second))
             )
         seconds = None if hidden else time.perf_counter() - start
@@ -210,7 +211,8 @@ def _scores(
     folder: Path,
     canaries: Part,
     replaced: int,
-    plan: SlicesPlan,
+    plan: Any,
+    attack: Audit,
     difference: NDArray[np.float64],
     runs: int,
     task: Task,
@@ -219,30 +221,29 @@ def _scores(
     world = plant(data.private_dir, folder, canaries, replaced)
     shards = spawn_shards(config, LocalCluster(config.cluster.actors), world, folder.parent / "encoder")
     shards.call("encode")
-    scores = np.empty(runs)
+    method, scores = method_of(config), np.empty(runs)
     for run in range(runs):
         if run % _LEDGER_LENGTH == 0:
             ledger = Ledger(folder / f"ledger-{run}.sqlite")
             ledger.register(
                 _ACCOUNT, config.privacy.relation, config.privacy.unit, config.privacy.delta, False
             )
-        scores[run] = difference @ _release(shards, plan, folder / "release", ledger).ravel()
+        release = release_once(
+            method.released,
+            shards,
+            lambda release_id: dataclasses.replace(plan, release_id=release_id),
+            folder / "release",
+            ledger=ledger,
+            account=_ACCOUNT,
+            run_id=_ACCOUNT,
+            noise_seed=None,
+            manifest=lambda made: {
+                "release_id": made.release_id,
+                "publishable": False,
+                **method.told(config, made),
+            },
+        )
+        shutil.rmtree(folder / "release")
+        scores[run] = difference @ attack.answer(release).ravel()
         task.advance(1)
     return scores
-
-
-def _release(shards: WorkerGroup, plan: SlicesPlan, folder: Path, ledger: Ledger) -> NDArray[np.int64]:
-    release = release_once(
-        Release,
-        shards,
-        lambda release_id: dataclasses.replace(plan, release_id=release_id),
-        folder,
-        ledger=ledger,
-        account=_ACCOUNT,
-        run_id=_ACCOUNT,
-        noise_seed=None,
-        manifest=lambda made: {"release_id": made.release_id, "publishable": False},
-    )
-    shutil.rmtree(folder)
-    counts: NDArray[np.int64] = release.counts[0]
-    return counts

@@ -55,9 +55,9 @@ def import_(
     from dpsw_ray.cluster import LocalCluster
     from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.data import open_dataset
+    from dpsw_ray.pipeline.division import changed_source, check_receipts, check_relation
     from dpsw_ray.pipeline.folder import at_terminal, resolve_output
     from dpsw_ray.pipeline.plan import ledger_account, pin_division, pinned_division, register_account
-    from dpsw_ray.pipeline.run import changed_source, check_receipts, check_relation
     from dpsw_ray.private.ingest import ingest, source_changed
 
     run = load_config(config, set_)
@@ -99,7 +99,7 @@ def show_(
     """Show what is public of a stored division: schema, classes, parts; never a private count under add_remove."""
     from dpsw_ray.cluster.head_ledger import open_ledger
     from dpsw_ray.data import open_dataset
-    from dpsw_ray.pipeline.run import check_relation
+    from dpsw_ray.pipeline.division import check_relation
 
     run = load_config(config, set_)
     with _head(run):

@@ -21,7 +21,8 @@ def federated(
     """
     from dpsw_ray.base.progress import Progress
     from dpsw_ray.federated.config import load_federated
-    from dpsw_ray.federated.run import run_federated
+    from dpsw_ray.federated.world import Users
+    from dpsw_ray.pipeline.run import run
 
     progress = Progress(quiet=quiet)
-    report_result(run_federated(load_federated(config, set_), output, progress), progress)
+    report_result(run(load_federated(config, set_), output, progress, world=Users), progress)

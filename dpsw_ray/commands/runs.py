@@ -81,7 +81,7 @@ def generate(
     from dpsw_ray.base.progress import Progress
     from dpsw_ray.pipeline.destination import out_file
     from dpsw_ray.pipeline.folder import lasting
-    from dpsw_ray.pipeline.run import generate as generate_samples
+    from dpsw_ray.pipeline.generate import generate as generate_samples
     from dpsw_ray.pipeline.samples import SUFFIXES
 
     out = out_file("--out", lasting(out), SUFFIXES)

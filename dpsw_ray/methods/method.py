@@ -31,9 +31,9 @@ if TYPE_CHECKING:  # torch takes seconds, and `dpsw plan` needs none
     from dpsw_ray.evaluation.pictures import SliceMasses
     from dpsw_ray.evaluation.report import Metric, ReportSection
     from dpsw_ray.flow.points import Points
+    from dpsw_ray.release.plan import Plan
+    from dpsw_ray.release.released import Released
     from dpsw_ray.slicing.grid import BinGrid
-    from dpsw_ray.tables.plan import SlicesPlan
-    from dpsw_ray.tables.release import Release
 
 __all__ = ["Audit", "Exhibits", "Facts", "Held", "Learnt", "Method", "Model", "ShownSlices", "Tools"]
 
@@ -112,7 +112,7 @@ class Learnt:
         config: of the run.
         info: what is public of its data.
         encoder: of its latents.
-        release: what was released.
+        release: what was released, of the method's kind.
         targets: what `Method.targets` made of it.
         points: that were drawn.
     """
@@ -120,7 +120,7 @@ class Learnt:
     config: RunConfig
     info: DatasetInfo
     encoder: Encoder
-    release: Release
+    release: Any
     targets: Sequence[Any]
     points: Points
 
@@ -193,6 +193,9 @@ class Audit(Protocol):
     def of_group(self, event: Any, size: int) -> Event:
         """The event for which neighbours differ in so many records."""
 
+    def answer(self, release: Any) -> NDArray[Any]:
+        """The noisy numbers of a release, in the order of what `pair` says that its canaries add."""
+
 
 class Method(ABC, Generic[C]):
     """A system that draws synthetic records from one private release.
@@ -212,8 +215,13 @@ class Method(ABC, Generic[C]):
         """As configs and the registry call it."""
         return str(self.Config.model_fields["method"].default)
 
+    @property
     @abstractmethod
-    def plan(self, config: C, facts: Facts, release_id: str) -> SlicesPlan:
+    def released(self) -> type[Released[Any]]:
+        """What kind of release it makes."""
+
+    @abstractmethod
+    def plan(self, config: C, facts: Facts, release_id: str) -> Plan:
         """What a run is going to release: public, fixed before a record is read.
 
         Raises:
@@ -243,6 +251,10 @@ class Method(ABC, Generic[C]):
         """Whether classes are told apart in what is released."""
         return False
 
+    def told(self, config: C, plan: Any) -> dict[str, Any]:
+        """What a release's manifest says beside what all say."""
+        return {}
+
     def slice_keys(self, config: C) -> tuple[str, ...]:
         """Keys, or their beginnings, that decide which distribution released slices show.
 
@@ -250,19 +262,19 @@ class Method(ABC, Generic[C]):
         """
         return ()
 
-    def steps(self, config: C, rounds: int) -> int:
-        """How many steps a model takes at most to learn from so many rounds."""
+    def steps(self, config: C, release: Any) -> int:
+        """How many steps a model takes at most to learn from a release."""
         return 0
 
-    def targets(self, config: C, release: Release) -> Sequence[Any]:
-        """What of a release is learnt from, made once; those of several releases stand one after the other."""
+    def targets(self, config: C, release: Any) -> Sequence[Any]:
+        """What of a release is learnt from, made once."""
         return self.read(release, self.reading(config))
 
     def reading(self, config: C) -> Hashable:
         """What of a config `read` depends on."""
         return None
 
-    def read(self, release: Release, reading: Any) -> Sequence[Any]:
+    def read(self, release: Any, reading: Any) -> Sequence[Any]:
         """See `targets`."""
         return [release]
 
@@ -282,7 +294,7 @@ class Method(ABC, Generic[C]):
         """Figures of how well a release was met."""
         return []
 
-    def notices(self, config: C, release: Release) -> list[str]:
+    def notices(self, config: C, release: Any) -> list[str]:
         """Sentences about what was released, which a run says before it goes on."""
         return []
 

@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "dpswflow": "dpsw_ray.methods.dpswflow.method",
     "dpswflow-r": "dpsw_ray.methods.dpswflow_r.method",
     "dpswgen": "dpsw_ray.methods.dpswgen.method",
+    "gaussian": "dpsw_ray.methods.gaussian.method",
 }
 """Name -> the module whose `METHOD` it is; imported when it is asked for."""
 

@@ -109,7 +109,7 @@ def check_tails(bins: int | str, smoothing: float | str) -> None:
         )
 
 
-def check_conditional(config: RunConfig, labelled: bool) -> None:
+def check_conditional(config: RunConfig, labelled: bool, key: str = "release.class_conditional") -> None:
     """Refuses a decoder that is told a class, where the release tells none.
 
     Raises:
@@ -117,6 +117,5 @@ def check_conditional(config: RunConfig, labelled: bool) -> None:
     """
     if config.encoder.conditional and not labelled:
         raise ValueError(
-            "release.class_conditional must be true for encoder.conditional true, found false: without the class "
-            "nothing can be decoded"
+            f"{key} must be true for encoder.conditional true, found false: without the class nothing can be decoded"
         )

@@ -52,9 +52,9 @@ def _masses(
     return np.stack([np.histogram(along, edges)[0] for along in smoothed.T]) / max(len(particles), 1)
 
 
-def classes_section(learnt: Learnt, found: ReleasedClasses | None) -> list[ReportSection]:
+def classes_section(found: ReleasedClasses | None) -> list[ReportSection]:
     """What the release shows of the classes, and whether most records are in none."""
-    if found is None or learnt.config.privacy.unit != "record":  # mass of users is no number of records
+    if found is None:
         return []
     text = "About how many private records are in each class, by the released table and with its noise."
     rows = [

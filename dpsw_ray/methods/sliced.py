@@ -31,6 +31,13 @@ _DISTANCE = "sliced W2 to the release"
 class SlicedMethod(Method[C]):
     """A method that releases slices."""
 
+    @property
+    def released(self) -> type[Release]:
+        """Noisy slices."""
+        from dpsw_ray.tables.release import Release
+
+        return Release
+
     def describe(self, config: C, plan: SlicesPlan, facts: Facts, known: bool) -> dict[str, Any]:
         """The plan in numbers."""
         rounds, blocks, directions, bins = plan.cells
@@ -75,6 +82,10 @@ class SlicedMethod(Method[C]):
     def labelled(self, config: C) -> bool:
         """Whether classes are told apart in what is released."""
         return config.slices.labelled
+
+    def told(self, config: C, plan: SlicesPlan) -> dict[str, Any]:
+        """The public seed of the directions."""
+        return {"directions_seed": config.seed if plan.seeded else None}
 
     def reading(self, config: C) -> float:
         """The pull of the denoising."""
@@ -124,7 +135,7 @@ class SlicedMethod(Method[C]):
             slices_png=slices_figure(shown.grid.edges, shown.masses),
             curve_png=curve_figure(steps, points.distances, "Convergence of the flow", _DISTANCE),
             film=self.film(learnt),
-            sections=classes_section(learnt, self._classes(learnt.config, learnt.release)),
+            sections=classes_section(self._classes(learnt.config, learnt.release)),
             curves={f"flow/{_DISTANCE}": points.distances},
         )
 
@@ -139,6 +150,8 @@ class SlicedMethod(Method[C]):
     def _classes(self, config: Any, release: Release) -> ReleasedClasses | None:
         from dpsw_ray.tables.classes import ReleasedClasses
 
+        if config.privacy.unit != "record":  # mass of users is no number of records
+            return None
         return ReleasedClasses.of(release, config.slices.rate)
 
 
@@ -148,11 +161,11 @@ class FlowingMethod(SlicedMethod[F]):
     free: ClassVar = ("flow.",)
     watched: ClassVar = True
 
-    def steps(self, config: F, rounds: int) -> int:
+    def steps(self, config: F, release: Release) -> int:
         """How many steps a flow takes at most."""
         from dpsw_ray.flow.step import flow_steps
 
-        return flow_steps(config.flow, rounds)
+        return flow_steps(config.flow, release.rounds)
 
     def learn(self, config: F, targets: Sequence[Targets], tools: Tools) -> Flow:
         """A flow: the particles are moved when they are asked for."""

@@ -6,7 +6,7 @@ Everything here comes from the release and from public and test records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from dpsw_ray.methods.method import Learnt
 
 __all__ = [
     "Results",
+    "Told",
     "components",
     "encoder_exhibit",
     "neighbours",
@@ -35,20 +36,37 @@ _NEIGHBOURS = 12
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a world says of a run; nothing in it is private.
+
+    Attributes:
+        mechanism: what was released, where it is not what the method says.
+        sections: of the report.
+        trust: who sees what during the run.
+        simulated: whether users were made up.
+    """
+
+    mechanism: str | None = None
+    sections: Sequence[ReportSection] = ()
+    trust: str = "central"
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
 class Results(Learnt):
     """What the pipeline computed; nothing in it is private.
 
-    `mechanism` and `sections` are what the report says of a release that is not made from one table of records;
-    `trust` says who sees what during the run, `simulated` that users were made up.
+    Attributes:
+        samples: records [n, *shape] and labels [n].
+        metrics: how good they are.
+        timings: seconds, by phase.
+        told: what the run's world says of it.
     """
 
     samples: tuple[NDArray[Any], NDArray[np.int32]]
     metrics: list[Metric]
     timings: dict[str, float]
-    mechanism: str | None = None
-    sections: Sequence[ReportSection] = ()
-    trust: str = "central"
-    simulated: bool = False
+    told: Told = field(default_factory=Told)
 
 
 def samples_png(results: Results) -> bytes | None:

@@ -18,7 +18,7 @@ from dpsw_ray.privacy.accountants import account, bound
 from dpsw_ray.privacy.events import DpPcaEvent, Event
 from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.release.moments import Lattice, MomentsPlan, moments_event
-from dpsw_ray.tables.plan import SlicesPlan
+from dpsw_ray.release.plan import Plan
 from dpsw_ray.tables.planner import ASSUMED_RECORDS, encoder_share
 
 if TYPE_CHECKING:  # torch takes seconds, and `dpsw plan` needs none
@@ -124,7 +124,7 @@ def _share(config: RunConfig) -> float:
     return encoder_share(p.relation, p.epsilon, p.delta, records)
 
 
-def run_events(config: RunConfig, plan: SlicesPlan) -> list[Event]:
+def run_events(config: RunConfig, plan: Plan) -> list[Event]:
     """Everything a run charges, in the order of the charges: the encoder's moments, and the release."""
     return [*encoder_events(config), plan.event]
 
@@ -163,7 +163,7 @@ def make_plan(
     records: int | None,
     release_id: str,
     beside: Sequence[Event] | None = None,
-) -> SlicesPlan:
+) -> Plan:
     """The release of a run.
 
     Args:
@@ -178,11 +178,10 @@ def make_plan(
         UserError: noise beyond what fits, or batches of records whose number nothing public tells yet.
     """
     events = encoder_events(config) if beside is None else tuple(beside)
-    plan: SlicesPlan = method_of(config).plan(config, Facts(dim, classes, records, events), release_id)
-    return plan
+    return method_of(config).plan(config, Facts(dim, classes, records, events), release_id)
 
 
-def planned(config: RunConfig) -> tuple[SlicesPlan, DatasetInfo | None]:
+def planned(config: RunConfig) -> tuple[Plan, DatasetInfo | None]:
     """The release a run would make, and what is public about its data, if they are divided already.
 
     Raises:

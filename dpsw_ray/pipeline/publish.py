@@ -33,8 +33,8 @@ from dpsw_ray.privacy.ledger import Ledger
 from dpsw_ray.privacy.statement import RunFacts, state
 from dpsw_ray.release.moments import MomentsPlan
 from dpsw_ray.release.place import weakest
-from dpsw_ray.tables.plan import SlicesPlan
-from dpsw_ray.tables.release import Release
+from dpsw_ray.release.plan import Plan
+from dpsw_ray.release.released import Released
 
 __all__ = ["Results", "moments_manifest", "publish", "release_manifest", "show"]
 
@@ -45,12 +45,13 @@ _PRIVATE_ENCODER = (
 
 
 def release_manifest(
-    config: RunConfig, plan: SlicesPlan, info: DatasetInfo, encoder: Encoder, ledger: Ledger | None
+    config: RunConfig, plan: Plan, info: DatasetInfo, encoder: Encoder, ledger: Ledger | None
 ) -> dict[str, Any]:
     """What a stored release says of itself beside its layout; `ledger` is None where it is not charged by itself."""
     p = config.privacy
     entry = None if ledger is None else ledger.find_charge(plan.release_id)
-    classes = list(info.classes) if plan.class_conditional else []
+    method = method_of(config)
+    classes = list(info.classes) if method.labelled(config) else []
     return {
         "release_id": plan.release_id,
         "method": config.method,
@@ -60,7 +61,7 @@ def release_manifest(
         "publishable": p.publishable,
         "reproducible_noise": p.noise_seed is not None,
         "ledger": {"account": ledger_account(config), "entry": entry.entry_hash if entry else None},
-        "directions_seed": config.seed if plan.seeded else None,
+        **method.told(config, plan),
         "classes": classes,
         "class_names": list(info.class_names or info.classes) if classes else [],
         "private_records": info.private_count,
@@ -123,16 +124,16 @@ def _privacy(results: Results, folder: Path, ledger: Ledger) -> dict[str, Any]:
         ledger=total.dataset.name,
         total_epsilon=total.epsilon.upper,
         charges=total.charges,
-        trust=results.trust,
+        trust=results.told.trust,
         computed_in=_computed_in(results, folder),
         uncounted=_uncounted(release),
-        simulated=results.simulated,
+        simulated=results.told.simulated,
         public_records=results.info.public_count,
         test_records=results.info.test_count,
     )
     return {
         **release.manifest["privacy"],
-        "publishable": release.publishable,
+        "publishable": release.manifest["publishable"],
         "warnings": _warnings(config, release),
         "statement": state(release.manifest["privacy"], facts).to_dict(),
         "ledger": {
@@ -164,7 +165,7 @@ def show(results: Results, privacy: Mapping[str, Any], folder: Path, tracker: Tr
         folder: the run's.
         tracker: of MLflow.
     """
-    config, release, method = results.config, results.release, method_of(results.config)
+    config, method = results.config, method_of(results.config)
     shown = method.exhibits(results)
     strip, moving = _film_pictures(shown.film)
     pictures = {"samples.png": samples_png(results), "film.png": strip, "film.apng": moving}
@@ -175,7 +176,7 @@ def show(results: Results, privacy: Mapping[str, Any], folder: Path, tracker: Tr
     write_manifest(folder / "metrics.json", _figures(results), ["particles.arrow", "samples.parquet"])
     context = ReportContext(
         name=config.name,
-        publishable=release.publishable,
+        publishable=privacy["publishable"],
         reasons=privacy["warnings"],
         privacy=privacy,
         metrics=results.metrics,
@@ -188,14 +189,14 @@ def show(results: Results, privacy: Mapping[str, Any], folder: Path, tracker: Tr
         versions=_versions(),
         created=_now(),
         mechanism=(_PRIVATE_ENCODER if config.encoder.kind == "dp_pca" else "")
-        + (results.mechanism or method.statement(config)),
+        + (results.told.mechanism or method.statement(config)),
         encoder=encoder_section,
         unprotected=results.info.unprotected,
         film=shown.film,
         sections=[
             *shown.sections,
             *tables(results),
-            *results.sections,
+            *results.told.sections,
             *components(results),
             *neighbours(results),
         ],
@@ -219,7 +220,7 @@ def show(results: Results, privacy: Mapping[str, Any], folder: Path, tracker: Tr
             for name in ("train_loss", "holdout_loss")
         }
     )
-    tracker.tags({"publishable": release.publishable, "relation": privacy["relation"], "folder": folder})
+    tracker.tags({"publishable": privacy["publishable"], "relation": privacy["relation"], "folder": folder})
     for name in ("privacy.json", "metrics.json", "report.html", "config.yaml", *pictures):
         if (folder / name).exists():
             tracker.artifact(folder / name)
@@ -260,12 +261,12 @@ def _figures(results: Results) -> dict[str, Any]:
     return {"metrics": figures, "flow": flow_facts, "seconds": results.timings}
 
 
-def _uncounted(release: Release) -> bool:
+def _uncounted(release: Released[Any]) -> bool:
     """Whether the release was chosen among several in a sweep that did not count the choice."""
     return bool(release.manifest.get("selection") == "nonprivate")
 
 
-def _warnings(config: RunConfig, release: Release) -> list[str]:
+def _warnings(config: RunConfig, release: Released[Any]) -> list[str]:
     p, found = config.privacy, []
     if _uncounted(release):
         found.append(

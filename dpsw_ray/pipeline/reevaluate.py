@@ -22,10 +22,10 @@ from dpsw_ray.methods.registry import load_config, method_of
 from dpsw_ray.pipeline.exhibits import Results
 from dpsw_ray.pipeline.folder import RunFolder, lasting, stored_config
 from dpsw_ray.pipeline.publish import show
-from dpsw_ray.pipeline.run import RunResult, measure
+from dpsw_ray.pipeline.run import RunResult
 from dpsw_ray.pipeline.samples import read_particles, read_samples
+from dpsw_ray.pipeline.steps import measure
 from dpsw_ray.pipeline.tracking import open_tracker
-from dpsw_ray.tables.release import Release
 
 __all__ = ["evaluate_again"]
 
@@ -92,7 +92,8 @@ def _evaluated(config: RunConfig) -> RunConfig:
 
 def _measured(config: RunConfig, folder: Path, data: Dataset, full: bool, progress: Progress) -> Results:
     told = read_manifest(folder / "metrics.json")  # which also says whether the samples are those it measured
-    encoder, release = load_encoder(folder / "encoder"), Release.load(folder / "release")
+    encoder, method = load_encoder(folder / "encoder"), method_of(config)
+    release = method.released.load(folder / "release")
     samples = read_samples(
         folder / "samples.parquet", encoder.schema, release.manifest["classes"], config.data.label
     )
@@ -111,5 +112,5 @@ def _measured(config: RunConfig, folder: Path, data: Dataset, full: bool, progre
     start = time.perf_counter()
     metrics = measure(config, data, points, samples, encoder, progress)
     seconds = {**told["seconds"], "evaluation": round(time.perf_counter() - start, 3)}
-    targets = method_of(config).targets(config, release)
+    targets = method.targets(config, release)
     return Results(config, data.info, encoder, release, targets, points, samples, metrics, seconds)

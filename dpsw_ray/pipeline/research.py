@@ -16,9 +16,9 @@ from dpsw_ray.evaluation.membership import auc_at_most
 from dpsw_ray.methods.registry import method_of
 from dpsw_ray.pipeline.exhibits import Results
 
-__all__ = ["against_private", "private_exhibits"]
+__all__ = ["WARNING", "against_private", "private_exhibits"]
 
-_WARNING = "Computed from private records without noise: not covered by the run's epsilon, never publish."
+WARNING = "Computed from private records without noise: not covered by the run's epsilon, never publish."
 
 
 def against_private(results: Results, shards: WorkerGroup, folder: Path) -> None:
@@ -39,7 +39,7 @@ def against_private(results: Results, shards: WorkerGroup, folder: Path) -> None
         folder / "metrics.json",
         {
             "epsilon": math.inf,
-            "warning": _WARNING,
+            "warning": WARNING,
             "sliced_w2_to_private_latents": distance,
             "membership": {**asdict(attack), "auc_at_most": auc_at_most(float(mu)) if limited else None},
             "directions": config.evaluation.directions,
@@ -61,7 +61,7 @@ def private_exhibits(results: Results, shards: WorkerGroup, folder: Path) -> Non
             folder / "ceiling.json",
             {
                 "epsilon": math.inf,
-                "warning": _WARNING,
+                "warning": WARNING,
                 "private latents, decoded": figures,
             },
         )

@@ -74,11 +74,16 @@ def noise(secret: NoiseSecret, plan: MomentsPlan, number: int = 0) -> NDArray[np
     """
     rows, columns = np.triu_indices(plan.dim + 1)
     on = rows == columns
-    drawn = np.empty(len(rows), dtype=np.int64)
+    blocks = plan.cells[:-1]  # of plans that have some
+    drawn = np.empty(plan.cells, dtype=np.int64)
     if isinstance(secret, NoiseTable):
-        drawn[on], drawn[~on] = np.split(secret.cells(), [plan.dim + 1])
-        return drawn
-    bound_key = secret.derive(plan.digest().encode())
-    for cells, label, (std, count) in zip((on, ~on), (b"diagonal", b"beside"), plan.stretches, strict=True):
-        drawn[cells] = lattice_gaussian(bound_key.derive(label), std, 0, count)
+        parts = np.split(secret.cells(), [plan.stretches[0][1]])
+    else:
+        key = secret.derive(plan.digest().encode())
+        labels = (b"diagonal", b"beside")
+        parts = [
+            lattice_gaussian(key.derive(label), std, 0, count)
+            for label, (std, count) in zip(labels, plan.stretches, strict=True)
+        ]
+    drawn[..., on], drawn[..., ~on] = (part.reshape(*blocks, -1) for part in parts)
     return drawn

@@ -22,7 +22,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from dpsw_ray.release.place import place, weakest
 from dpsw_ray.release.plan import Plan
 from dpsw_ray.release.preflight import check_disk, check_release_whole
 from dpsw_ray.release.question import Question, canonical
+from dpsw_ray.release.released import Released
 
 __all__ = [
     "Exchange",
@@ -55,28 +56,12 @@ __all__ = [
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Plan)
-P_contra = TypeVar("P_contra", bound=Plan, contravariant=True)
 
 _ATTEMPTS = 5
 _QUESTION, _REPLY = "question-{release_id}-{number}.npz", "reply-{release_id}-{number}.npz"
 
 
-class _Released(Protocol[P_contra]):
-    """What noisy totals become: it is saved whole or not at all, `manifest.json` last."""
-
-    @property
-    def manifest(self) -> Mapping[str, Any]: ...
-
-    def save(self, folder: Path) -> None: ...
-
-    @classmethod
-    def load(cls, folder: Path) -> Self: ...
-
-    @classmethod
-    def from_plan(cls, plan: P_contra, learnt: NDArray[Any], manifest: Mapping[str, Any], /) -> Self: ...
-
-
-R = TypeVar("R", bound=_Released[Any])
+R = TypeVar("R", bound=Released[Any])
 
 
 class Exchange(Generic[P]):

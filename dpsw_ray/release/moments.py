@@ -30,7 +30,7 @@ from dpsw_ray.privacy.noise import LOW_BITS, MAX_STD, SAMPLER, low_bits
 from dpsw_ray.privacy.relations import Relation, Unit
 from dpsw_ray.release.plan import Summed
 
-__all__ = ["FORMAT", "RATIO", "Lattice", "Moments", "MomentsPlan", "moments_event"]
+__all__ = ["FORMAT", "RATIO", "Lattice", "Moments", "MomentsPlan", "moments_event", "triangle"]
 
 FORMAT = "dpsw_ray moments 1"
 
@@ -105,7 +105,7 @@ def moments_event(
     """
     mu = math.sqrt(share) * calibrate_gaussian_mu(epsilon, delta)
     apart = math.sqrt(2.0) if relation == "replace_one" else 1.0
-    cells = _triangle(dim)
+    cells = triangle(dim)
     if noise == "discrete_gaussian":
         if cells > MAX_DRAWN:
             raise UserError(
@@ -126,7 +126,7 @@ def moments_event(
     return DpPcaEvent(noise_std=std, radius=float(lattice.longest), noise=noise)
 
 
-def _triangle(dim: int) -> int:
+def triangle(dim: int) -> int:
     """Cells of the upper triangle of extended records' moments, the diagonal included."""
     return (dim + 1) * (dim + 2) // 2
 
@@ -175,7 +175,7 @@ class MomentsPlan(Summed):
     @property
     def cells(self) -> tuple[int, ...]:
         """Shape of the answer: the upper triangle with the diagonal, row by row."""
-        return (_triangle(self.dim),)
+        return (triangle(self.dim),)
 
     def shape(self, number: int) -> tuple[int, ...]:
         """`cells`."""
@@ -184,7 +184,7 @@ class MomentsPlan(Summed):
     @property
     def stretches(self) -> tuple[tuple[float, int], ...]:
         """The diagonal, and what is beside it row by row."""
-        return (self.noise_std, self.dim + 1), (self.beside_std, _triangle(self.dim) - self.dim - 1)
+        return (self.noise_std, self.dim + 1), (self.beside_std, triangle(self.dim) - self.dim - 1)
 
     @property
     def beside_std(self) -> float:
@@ -299,7 +299,7 @@ class Moments:
 
     def _check_sampler(self, folder: Path) -> None:
         """Refuses moments that an earlier version drew on a lattice too fine for their noise."""
-        std, cells = self.noise_std, _triangle(self.dim)
+        std, cells = self.noise_std, triangle(self.dim)
         known = "sampler" in self.manifest or std == 0 or self.manifest.get("reproducible_noise")
         if not known and low_bits(std, cells) > LOW_BITS * self.lattice.longest**2 / std:
             raise UserError(

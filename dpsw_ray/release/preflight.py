@@ -19,7 +19,7 @@ __all__ = [
     "check_release_whole",
 ]
 
-_PIECES = ("table.arrow", "moments.arrow", "reply-*.npz")
+_PIECES = ("table.arrow", "moments.arrow", "answers.npz", "reply-*.npz")
 """Of a release; they have a manifest beside them, or a pending release that they are of."""
 
 _NUMBER = 8  # bytes

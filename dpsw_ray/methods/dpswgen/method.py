@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch takes seconds, and `dpsw plan` needs none
     from dpsw_ray.evaluation.report import ReportSection
     from dpsw_ray.methods.dpswgen.learn import TrainedGenerator
     from dpsw_ray.tables.quantiles import Targets
+    from dpsw_ray.tables.release import Release
 
 __all__ = ["METHOD"]
 
@@ -36,11 +37,11 @@ class Dpswgen(RoundsMethod[DpswgenConfig]):
             f"generator.batch_size {generator.batch_size:,}": 4 * generator.batch_size * max(hidden),
         }
 
-    def steps(self, config: DpswgenConfig, rounds: int) -> int:
+    def steps(self, config: DpswgenConfig, release: Release) -> int:
         """How many steps a training takes."""
         from dpsw_ray.generator.training import generator_steps
 
-        return generator_steps(config.generator, rounds)
+        return generator_steps(config.generator, release.rounds)
 
     def learn(self, config: DpswgenConfig, targets: Sequence[Targets], tools: Tools) -> TrainedGenerator:
         """Trains the generator."""
