@@ -44,14 +44,11 @@ class ClassMomentsPlan(MomentsPlan):
         Raises:
             UserError: there is no such noise.
         """
-        changed = 2 * triangle(facts.dim)  # a record leaves one class and comes to another
-        before = compose_mu(facts.beside, p.relation) if facts.beside else 0.0
-        assert before is not None, "a private encoder is a Gaussian mechanism"
-        mu = math.sqrt(max(calibrate_gaussian_mu(p.epsilon, p.delta) ** 2 - before**2, 0.0))
-        apart = math.sqrt(2.0) if p.relation == "replace_one" else 1.0
-        discrete = p.noise == "discrete_gaussian"
-        lattice = Lattice() if discrete else Lattice.fitting(mu, apart, changed) if mu else None
-        if lattice is None or (discrete and max(classes, 1) * triangle(facts.dim) > MAX_DRAWN):
+        if p.noise == "gaussian":
+            lattice = _lattice(p, facts)
+        else:
+            lattice = Lattice() if max(classes, 1) * triangle(facts.dim) <= MAX_DRAWN else None
+        if lattice is None:
             raise UserError(
                 f"privacy.epsilon {p.epsilon:g} needs more noise on the moments of {facts.dim} dimensions in "
                 f"{max(classes, 1)} classes than privacy.noise {p.noise} can draw: choose a larger epsilon, or a "
@@ -60,10 +57,8 @@ class ClassMomentsPlan(MomentsPlan):
         longest = float(lattice.longest)
         std = calibrate_noise(
             lambda level: [*facts.beside, DpPcaEvent(level, longest, label=_LABEL, noise=p.noise)],
-            p.relation,
-            p.epsilon,
-            p.delta,
-        )
+            p.relation, p.epsilon, p.delta,
+        )  # fmt: skip
         return cls(release_id, facts.dim, std, lattice, p.noise, classes=classes)
 
     @property
@@ -90,3 +85,13 @@ class ClassMomentsPlan(MomentsPlan):
     def digest(self) -> str:
         """Hash of everything that decides the numbers apart from the data and the noise secret."""
         return hashlib.sha256(f"{type(self).__name__} {self.classes} {super().digest()}".encode()).hexdigest()
+
+
+def _lattice(p: PrivacyConfig, facts: Facts) -> Lattice | None:
+    """The finest on which the noise can be drawn; None where there is none."""
+    before = compose_mu(facts.beside, p.relation) if facts.beside else 0.0
+    assert before is not None, "with this noise a private encoder is a Gaussian mechanism too"
+    mu_sq = calibrate_gaussian_mu(p.epsilon, p.delta) ** 2 - before**2
+    apart = math.sqrt(2.0) if p.relation == "replace_one" else 1.0
+    changed = 2 * triangle(facts.dim)  # a record leaves one class and comes to another
+    return Lattice.fitting(math.sqrt(mu_sq), apart, changed) if mu_sq > 0 else None
