@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dpsw_ray.base.errors import UserError
+from dpsw_ray.config.family import has_key
 from dpsw_ray.config.run import RunConfig
 from dpsw_ray.data.division import check_pinned
 from dpsw_ray.data.split import DatasetInfo, dataset_folder, read_info
@@ -249,6 +250,7 @@ def _encoder(config: RunConfig, info: DatasetInfo | None) -> dict[str, Any]:
         lattice = Lattice.of(event)
         records = None if info is None else info.private_count
         number = records or config.expected_records or ASSUMED_RECORDS
+        named = ": release.expected_records" if has_key(type(config), "release.expected_records") else ""
         return {
             "encoder": {
                 "kind": "DP-PCA: noisy second moments of the private records in a public basis",
@@ -258,7 +260,7 @@ def _encoder(config: RunConfig, info: DatasetInfo | None) -> dict[str, Any]:
                 "standard deviation of an entry of the covariance": event.noise_std
                 * math.sqrt(0.5)
                 / (lattice.steps**2 * number),
-                "of": f"{number:,} records" + ("" if records else " (assumed: release.expected_records)"),
+                "of": f"{number:,} records" + ("" if records else f" (assumed{named})"),
             }
         }
     return {}
