@@ -146,6 +146,7 @@ def test_a_run_is_made_drawn_from_and_audited(kind: str, tmp_path: Path) -> None
     assert code == 0, error
     report = (tmp_path / "run" / "report.html").read_text()
     assert "First and second moments" in report and "moments of every class" in report
+    assert "Synthetic data, method gaussian" in report and "Wasserstein flow" not in report
     code, _, error = run_dpsw(
         "generate", tmp_path / "run", "--num", "90", "--out", tmp_path / "again.parquet"
     )
